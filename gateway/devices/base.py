@@ -1,0 +1,109 @@
+"""What a decoder is: chunks in, events out. No socket, no clock, no thread, no log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.links.base import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSpec:
+    """One signal that a device gives."""
+
+    signal: str
+    rate_hz: float | None
+    """Nominal sampling rate; None where the device reports when it likes."""
+    channels: tuple[str, ...]
+    """Field names, in order."""
+    units: tuple[str, ...]
+    """UCUM unit of each channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Bytes that the device must be sent now."""
+
+    data: bytes
+    channel: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """The start sequence is done: data is expected from here on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Consecutive samples of a signal with a fixed rate."""
+
+    signal: str
+    index: int
+    """Number of the first sample since the start, lost ones counted: index / rate is the device's own time."""
+    columns: Mapping[str, NDArray[np.float64] | NDArray[np.int32]]
+    """Name -> (n,), see `SampleBlock.columns`."""
+    arrival_ns: int
+    """When the chunk that completed the last of them arrived (CLOCK_MONOTONIC, ns)."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Samples that the device's counter shows were sent and did not arrive."""
+
+    signal: str
+    index: int
+    """Number of the first missing sample."""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Values that a device reports when it likes: a heart rate, a temperature."""
+
+    signal: str
+    fields: Mapping[str, float]
+    """Only the fields that have a value."""
+    arrival_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Bytes that are not part of any valid packet, dropped with the reason."""
+
+    byte_count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a device says of itself; only what is known is set."""
+
+    model: str | None = None
+    firmware: str | None = None
+    battery_pct: float | None = None
+
+
+Event = Send | Streaming | Samples | Missing | Reading | Rejected | Facts
+
+
+class Decoder(Protocol):
+    """Sans-IO decoder of one connection to one device: a new one is made for every (re)connection."""
+
+    @property
+    def signals(self) -> Sequence[SignalSpec]:
+        """What this device gives, with rates and channel names."""
+
+    def start(self) -> list[Event]:
+        """Events that begin the start sequence, right after the link is open."""
+
+    def receive(self, chunk: Chunk) -> list[Event]:
+        """Decode what came. Raises `DeviceError` when the device itself says that it failed."""
