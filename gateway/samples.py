@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,7 @@ LOSS = "loss"
 BRAIN_STATE_FIELDS = ("delta", "theta", "alpha", "beta", "gamma", "coherence", "plv", "entropy")
 BRAIN_STATE_PERIOD_NS = 200_000_000
 
-INTEGER_FIELDS = frozenset(
-    {"heart_rate", "spo2", "systolic_bp", "diastolic_bp", "respiration_rate", "quality"}
-)
+INTEGER_FIELDS = frozenset({"heart_rate", "spo2", "systolic_bp", "diastolic_bp", "respiration_rate", "quality"})
 """Fields that are stored as integers; every other field is a float."""
 
 QUALITY = "quality"
@@ -67,7 +66,11 @@ class LossCause(StrEnum):
     """They could not be given a time."""
 
 
-def _read_only(array: NDArray[np.generic]) -> NDArray[np.generic]:
+Column = NDArray[np.float64] | NDArray[np.int32] | NDArray[np.int64]
+"""Values of one field: float64 in its unit (NaN = no value), int32 device counts, or int64 bit sets."""
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
@@ -86,7 +89,7 @@ class SampleBlock:
     device: str
     signal: str
     times_ns: NDArray[np.int64]
-    columns: Mapping[str, NDArray[np.float64] | NDArray[np.int32]]
+    columns: Mapping[str, Column]
     clock: ClockStamp
     segment: int = 0
     """Counts the device's uninterrupted runs since the gateway started; never join across two of them."""

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gateway.links.base import Chunk
+from gateway.samples import Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Samples:
     signal: str
     index: int
     """Number of the first sample since the start, lost ones counted: index / rate is the device's own time."""
-    columns: Mapping[str, NDArray[np.float64] | NDArray[np.int32]]
+    columns: Mapping[str, Column]
     """Name -> (n,), see `SampleBlock.columns`."""
     arrival_ns: int
     """When the chunk that completed the last of them arrived (CLOCK_MONOTONIC, ns)."""
