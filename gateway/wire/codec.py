@@ -169,10 +169,8 @@ def _json_values(name: str, values: NDArray[np.float64]) -> list[float | int | N
 
 def _raw_columns(block: SampleBlock) -> dict[str, Any]:
     channels = [name for name in block.columns if name != QUALITY]
-    counts = np.stack([block.columns[name] for name in channels], axis=1)
-    if counts.dtype != np.int32:
-        raise ValueError(f"raw signal {block.signal!r} needs int32 counts")
-    counts = counts.astype(np.int32, copy=False)
+    stacked = np.stack([block.columns[name] for name in channels], axis=1)
+    counts: NDArray[np.int32] = stacked.astype(np.int32, casting="safe")
     plain = packing.typed_array(counts)
     packed = packing.pack(counts)
     smaller = len(packed["data"]) < counts.nbytes
