@@ -64,7 +64,7 @@ def family(pid: int) -> list[psutil.Process]:
 def alive(process: psutil.Process) -> bool:
     """Whether a process runs; one that has ended but was not collected does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -84,7 +84,7 @@ def keep_mark(server: PrivateServer) -> Callable[[], bool]:
             return lambda: postgres_value(uri) == (42,)
         case InfluxDB():
             server.create_database("mark")
-            return lambda: [["mark"]] == server.query("SHOW DATABASES")[0]["values"]
+            return lambda: server.query("SHOW DATABASES")[0]["values"] == [["mark"]]
         case Redis():
             with redis.Redis.from_url(server.url(3)) as client:
                 client.set("mark", 42)
