@@ -1,0 +1,180 @@
+"""InfluxDB line protocol: names and tags escaped once, columns of values turned into lines.
+
+`encode` is compiled (ext/line_protocol.pyx) where that was built; the plain implementation here gives the same bytes
+and is its oracle. Pure: knows no binding, no server. Source: InfluxDB 2 line protocol reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.errors import Fault, WardlinkError
+
+Column = tuple[bytes, NDArray[np.float64] | NDArray[np.int64], bool]
+"""Escaped field name, values (n,), and whether the field is an integer. NaN and infinities are "no value"."""
+Encode = Callable[[bytes, NDArray[np.int64], Sequence[Column]], tuple[bytes, int]]
+
+try:
+    from cloud_sync import _line_protocol
+
+    _compiled: Encode | None = _line_protocol.encode
+except ImportError:
+    _compiled = None
+
+ENCODED_BYTES_MAX = 256 * 1024 * 1024
+"""Most that one call may need in the worst case; a batch of 5,000 lines with 64 channels stays under 13 MB."""
+SERIES_KEY_BYTES_MAX = 65_535
+"""InfluxDB's limit for a measurement with all its tags."""
+NUMBER_BYTES_MAX = 24
+"""Longest shortest form of a float64, -1.2345678901234567e-308; a signed 64-bit integer with its `i` has 21."""
+
+_TIME_BYTES_MAX = 20
+_INT64_END = 2.0**63
+_ESCAPED_IN_MEASUREMENT = str.maketrans({",": r"\,", " ": r"\ "})
+_ESCAPED_IN_KEY = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\="})
+
+
+class UnwritableError(WardlinkError):
+    """A measurement, tag or field name that line protocol has no way to write."""
+
+    fault = Fault.OPERATOR
+
+
+def escape_measurement(name: str) -> str:
+    """The measurement as it stands in a line. Raises `UnwritableError`."""
+    _check(name, "measurement")
+    if name.startswith(("_", "#")):
+        raise UnwritableError(f"measurement {name!r} begins with {name[0]!r}, which InfluxDB keeps for itself")
+    return name.translate(_ESCAPED_IN_MEASUREMENT)
+
+
+def escape_key(name: str) -> str:
+    """A tag key or field name as it stands in a line. Raises `UnwritableError`."""
+    _check(name, "tag or field name")
+    if name.startswith("_"):
+        raise UnwritableError(f"tag or field name {name!r} begins with '_', which InfluxDB keeps for itself")
+    if name == "time":
+        raise UnwritableError("a tag or field cannot be named 'time': InfluxDB drops it")
+    return name.translate(_ESCAPED_IN_KEY)
+
+
+def escape_tag_value(value: str) -> str:
+    """A tag value as it stands in a line. Raises `UnwritableError`."""
+    _check(value, "tag value")
+    return value.translate(_ESCAPED_IN_KEY)
+
+
+def _check(text: str, what: str) -> None:
+    if not text:
+        raise UnwritableError(f"a {what} is empty", hint="leave the tag out, or give it a value")
+    # A backslash escapes whatever separator follows, and cannot itself be escaped.
+    if text.endswith("\\"):
+        raise UnwritableError(f"{what} {text!r} ends in a backslash, which would swallow the separator after it")
+    if any(letter < " " or letter == "\x7f" for letter in text):
+        raise UnwritableError(f"{what} {text!r} holds a line break or another control character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnwritableError(f"{what} {text!r} is not valid Unicode") from None
+
+
+def series_prefix(measurement: str, tags: Mapping[str, str]) -> bytes:
+    """Measurement and tags, escaped, sorted by tag key as InfluxDB prefers: what every line of a series begins with.
+
+    Raises `UnwritableError`.
+    """
+    parts = [escape_measurement(measurement)]
+    parts += [f"{escape_key(key)}={escape_tag_value(tags[key])}" for key in sorted(tags)]
+    prefix = ",".join(parts).encode()
+    if len(prefix) > SERIES_KEY_BYTES_MAX:
+        raise UnwritableError(
+            f"measurement {measurement!r} with its tags has {len(prefix)} bytes, expected up to {SERIES_KEY_BYTES_MAX}"
+        )
+    return prefix
+
+
+def encode_plain(prefix: bytes, times_ns: NDArray[np.int64], columns: Sequence[Column]) -> tuple[bytes, int]:
+    """The same as `encode`, in Python."""
+    _check_columns(prefix, times_ns, columns)
+    texts = [(b"," + name + b"=", _texts(values, is_integer)) for name, values, is_integer in columns]
+    lines = []
+    for row, time_ns in enumerate(times_ns.tolist()):
+        fields = b"".join(name + text for name, column in texts if (text := column[row]) is not None)
+        if fields:
+            lines.append(b"%b %b %d\n" % (prefix, fields[1:], time_ns))
+    return b"".join(lines), len(lines)
+
+
+def _check_columns(prefix: bytes, times_ns: NDArray[np.int64], columns: Sequence[Column]) -> None:
+    if not prefix or b"\n" in prefix:
+        raise ValueError("the prefix is empty or holds a line break")
+    if times_ns.dtype != np.int64 or times_ns.ndim != 1:
+        raise ValueError(f"times are {times_ns.dtype} {times_ns.shape}, expected int64 (n,)")
+    line_bytes = len(prefix) + _TIME_BYTES_MAX + 2
+    for name, values, is_integer in columns:
+        if not name or b"\n" in name:
+            raise ValueError("a field name is empty or holds a line break")
+        if values.shape != times_ns.shape:
+            raise ValueError(f"field {name!r} has shape {values.shape}, expected {times_ns.shape}")
+        if values.dtype != np.float64 and not (is_integer and values.dtype == np.int64):
+            raise ValueError(f"field {name!r} is {values.dtype}, expected float64, or int64 for an integer field")
+        line_bytes += len(name) + NUMBER_BYTES_MAX + 2
+    if line_bytes * times_ns.shape[0] > ENCODED_BYTES_MAX:
+        raise ValueError(f"{times_ns.shape[0]} lines of up to {line_bytes} bytes exceed {ENCODED_BYTES_MAX}")
+
+
+def _texts(values: NDArray[np.float64] | NDArray[np.int64], is_integer: bool) -> list[bytes | None]:
+    if values.dtype == np.int64:
+        return [b"%di" % value for value in values.tolist()]
+    if is_integer:
+        with np.errstate(invalid="ignore"):  # a signalling NaN is "no value" like any other
+            whole = np.rint(values).tolist()
+        return [b"%di" % int(value) if -_INT64_END <= value < _INT64_END else None for value in whole]
+    return [shortest(value) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def shortest(value: float) -> bytes:
+    """The fewest characters that read back as the same float64, as C++17's std::to_chars writes them.
+
+    Plain or with an exponent, whichever is shorter, plain if equal. `value` is finite.
+    """
+    sign, digits, exponent = _decimal(value)
+    point = len(digits) + exponent
+    if exponent >= 0:
+        plain = str(abs(int(value)))
+    elif point > 0:
+        plain = f"{digits[:point]}.{digits[point:]}"
+    else:
+        plain = f"0.{'0' * -point}{digits}"
+    fraction = f".{digits[1:]}" if len(digits) > 1 else ""
+    scientific = f"{digits[0]}{fraction}e{point - 1:+03d}"
+    return (sign + (plain if len(plain) <= len(scientific) else scientific)).encode()
+
+
+def _decimal(value: float) -> tuple[str, str, int]:
+    """Sign, shortest digits d and exponent e: the value is d x 10^e."""
+    mantissa, _, power = repr(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    exponent = int(power or 0) - len(fraction)
+    digits = (whole + fraction).lstrip("0") or "0"
+    kept = digits.rstrip("0") or "0"
+    sign = "-" if math.copysign(1, value) < 0 else ""
+    return sign, kept, 0 if kept == "0" else exponent + len(digits) - len(kept)
+
+
+encode: Encode = encode_plain if _compiled is None else _compiled
+"""Lines of n samples that share a prefix, and how many lines: `encode(prefix, times_ns, columns)`.
+
+`prefix`: from `series_prefix`. `times_ns`: int64 (n,), UTC in ns, any sign. `columns`: names from `escape_key`,
+in the order in which they are to stand. A float64 value is written with the fewest digits that give it back; in an
+integer field it is rounded to the nearest integer (halves to even) and is none if it does not fit 64 bits.
+Fields without a value are left out, and so are lines without a field. Every line ends in a line feed.
+Raises `ValueError` for columns that do not fit each other, or that need over `ENCODED_BYTES_MAX`.
+"""
+
+IMPLEMENTATION = "python" if _compiled is None else "compiled"
+"""Which implementation of `encode` runs."""
