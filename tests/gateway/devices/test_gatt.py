@@ -54,7 +54,7 @@ def test_sfloat_specials_are_told_by_the_mantissa_alone(exponent: int, mantissa:
     assert gatt.sfloat(exponent << 12 | mantissa) is None
 
 
-@given(st.integers(-2046, 2045), st.integers(-8, 7))
+@given(st.integers(-2045, 2045), st.integers(-8, 7))
 def test_sfloat_gives_mantissa_times_ten_to_the_exponent(mantissa: int, exponent: int) -> None:
     assert gatt.sfloat((exponent & 0xF) << 12 | mantissa & 0xFFF) == pytest.approx(mantissa * 10.0**exponent, rel=1e-15)
 
