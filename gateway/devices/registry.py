@@ -1,0 +1,54 @@
+"""Every driver by name: adding a device is one decoder file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from gateway.devices import cyton, heart_rate
+from gateway.devices.base import Decoder
+
+
+class LinkKind(Enum):
+    """What carries a device's bytes."""
+
+    SERIAL = "serial"
+    BLE = "BLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """How to reach a kind of device and how to read it."""
+
+    description: str
+    link: LinkKind
+    decoder: Callable[[Sequence[str] | None], Decoder]
+    """Makes a decoder for one connection; takes the electrode names, or None for the device's own."""
+    channel_count: int
+    start_timeout_s: float
+    """Time from the open link to the first data, after which the connection is begun anew."""
+    silence_timeout_s: float
+    """A stream with no data for so long is dead, whatever the link says."""
+    baud_rate: int = 115_200
+    notify: tuple[str, ...] = ()
+    """GATT characteristics to subscribe to."""
+    read: tuple[str, ...] = ()
+    """GATT characteristics to read once after connecting."""
+
+
+DRIVERS = {
+    "cyton": Driver(
+        "OpenBCI Cyton, 8 channels, USB dongle", LinkKind.SERIAL, cyton.CytonDecoder, 8, 8.0, 1.0, baud_rate=115_200
+    ),
+    "heart_rate": Driver(
+        "Heart-rate strap (0x180D) with RR intervals and battery",
+        LinkKind.BLE,
+        lambda _channels: heart_rate.HeartRateDecoder(),
+        0,
+        15.0,
+        5.0,
+        notify=heart_rate.NOTIFY,
+        read=heart_rate.READ,
+    ),
+}

@@ -1,0 +1,79 @@
+"""What to give up when the outbox is full: by class, oldest first, never silently. Pure.
+
+Raw signals go first, then `brain_state`, then `vital_signs`; loss records are never given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gateway.samples import BRAIN_STATE, LOSS, VITAL_SIGNS, LossCause, LossRecord
+from gateway.spool.store import Held
+
+_RANK = {BRAIN_STATE: 1, VITAL_SIGNS: 2}
+RAW_RANK = 0
+"""Every signal that is not named above is raw."""
+
+
+def rank(signal: str) -> int:
+    """The lower, the sooner it is given up."""
+    return _RANK.get(signal, RAW_RANK)
+
+
+def shed_order(signals: Iterable[str]) -> list[list[str]]:
+    """Signals in the order in which they are given up, those of equal rank together."""
+    by_rank: dict[int, list[str]] = {}
+    for signal in sorted(set(signals) - {LOSS}):
+        by_rank.setdefault(rank(signal), []).append(signal)
+    return [by_rank[key] for key in sorted(by_rank)]
+
+
+def choose(oldest: Sequence[Held], bytes_to_free: int) -> list[Held]:
+    """As many of the oldest rows as free that much, or all of them."""
+    chosen: list[Held] = []
+    for row in oldest:
+        if bytes_to_free <= 0:
+            break
+        chosen.append(row)
+        bytes_to_free -= row.size
+    return chosen
+
+
+def losses(rows: Sequence[Held], cause: LossCause) -> list[LossRecord]:
+    """One record for each uninterrupted range of sequences among rows that are given up."""
+    records: list[LossRecord] = []
+    for row in sorted(rows, key=lambda held: (held.device, held.signal, held.sequence)):
+        record = LossRecord(
+            row.device, row.signal, cause, row.first_ns, row.last_ns, row.samples, (row.sequence, row.sequence)
+        )
+        if records and follows(records[-1], record):
+            records[-1] = joined(records[-1], record)
+        else:
+            records.append(record)
+    return records
+
+
+def follows(before: LossRecord, after: LossRecord) -> bool:
+    """Whether a record goes on where another of the same stream and cause ends."""
+    same = (before.device, before.signal, before.cause) == (after.device, after.signal, after.cause)
+    if not same or (before.sequences is None) != (after.sequences is None):
+        return False
+    if before.sequences is None or after.sequences is None:
+        return True
+    return before.sequences[1] + 1 == after.sequences[0]
+
+
+def joined(before: LossRecord, after: LossRecord) -> LossRecord:
+    """Two records that follow each other, as one."""
+    sequences = None
+    if before.sequences is not None and after.sequences is not None:
+        sequences = (before.sequences[0], after.sequences[1])
+    return LossRecord(
+        before.device,
+        before.signal,
+        before.cause,
+        min(before.first_ns, after.first_ns),
+        max(before.last_ns, after.last_ns),
+        before.sample_count + after.sample_count,
+        sequences,
+    )

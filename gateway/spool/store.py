@@ -1,0 +1,149 @@
+"""What keeps the outbox's rows: an interface so small that SQLite, Redis and a test's dictionary all fit behind it.
+
+Calls block and are made from one thread. A call that returned is durable; a call that raised has changed nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.wire.codec import Identity, Payload
+
+StreamKey = tuple[str, str]
+"""Device serial and signal: what a sequence counts."""
+Range = tuple[int, int]
+"""Sequences, both ends included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoded block or loss record."""
+
+    device: str
+    signal: str
+    sequence: int
+    first_ns: int
+    last_ns: int
+    samples: int
+    """Samples in a block; 0 for a loss record."""
+    lost: int
+    """Samples that a loss record speaks of; 0 for a block."""
+    lost_signal: str
+    """The signal that they belonged to; empty for a block."""
+    payload: Payload
+
+    @property
+    def key(self) -> StreamKey:
+        return (self.device, self.signal)
+
+    @property
+    def size(self) -> int:
+        """Bytes that count against the quota."""
+        return len(self.payload.data) + ROW_OVERHEAD_BYTES
+
+    def checksum(self) -> int:
+        """CRC-32 over identity and content: a row that the disk changed does not pass as another."""
+        head = f"{self.device}\0{self.signal}\0{self.sequence}\0{self.first_ns}\0{self.last_ns}\0{self.samples}"
+        head += f"\0{self.lost}\0{self.lost_signal}\0{self.payload.content_type}\0{self.payload.schema}\0"
+        return zlib.crc32(self.payload.data, zlib.crc32(head.encode()))
+
+
+ROW_OVERHEAD_BYTES = 160
+"""Columns, index entry and page share of a row beside its payload, measured on the SQLite store."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row with its place in the order of arrival."""
+
+    id: int
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a row that is here is about, without its payload."""
+
+    id: int
+    device: str
+    signal: str
+    sequence: int
+    first_ns: int
+    last_ns: int
+    samples: int
+    size: int
+    """Bytes that count against the quota."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedRow:
+    """A row whose checksum does not fit; what is said of it is the best that is known."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one stream has come to since the outbox was born."""
+
+    next_sequence: int
+    accepted: int
+    """Samples accepted."""
+    lost: int
+    """Samples on record as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """How much a store holds now."""
+
+    rows: int
+    size: int
+    last_id: int
+    """The highest id ever given."""
+
+
+class Store(Protocol):
+    """Durable rows in order of arrival, and the tallies of their streams."""
+
+    @property
+    def epoch(self) -> str:
+        """Born with the store: sequences of another epoch are other blocks."""
+
+    def open(self) -> None:
+        """Open or create. Raises `UnavailableError`, `DamagedError`."""
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows and raise their streams' tallies, in one durable step."""
+
+    def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
+        """Rows with after < id <= through, in order, at most `limit`."""
+
+    def remove(self, device: str, signal: str, ranges: Sequence[Range]) -> list[int]:
+        """Forget the rows of these sequences; returns the ids of those that were there."""
+
+    def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
+        """Forget rows by id and add others, in one durable step."""
+
+    def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
+        """The oldest rows of these signals, at most `limit`."""
+
+    def held(self) -> Mapping[StreamKey, Range]:
+        """Lowest and highest sequence that each stream still has here."""
+
+    def tallies(self) -> Mapping[StreamKey, Tally]:
+        """Tallies of all streams that were ever here."""
+
+    def holding(self) -> Holding:
+        """How much is here; cheap enough to ask after every step."""
+
+    def close(self) -> None:
+        """Release the files; may be called in any state."""
+
+
+def identity(gateway: str, epoch: str, row: Row) -> Identity:
+    """Who the block in a row is."""
+    return Identity(gateway, row.device, row.signal, epoch, row.sequence)
