@@ -1,1 +1,1 @@
-"""The registry in PostgreSQL: who wears which device, where points go, what is committed. Only here is psycopg known."""
+"""The registry in PostgreSQL: who wears which device, where points go, what is committed. Only it knows psycopg."""

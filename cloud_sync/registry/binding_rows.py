@@ -85,7 +85,7 @@ class _Owner:
     to_us: int | None
 
 
-async def resolve(  # noqa: PLR0913 - the question as a whole
+async def resolve(
     connection: Connection,
     device_serial: str,
     signal: str,
@@ -253,7 +253,17 @@ async def _targets_of(connection: Connection, stream_ids: Sequence[UUID]) -> dic
         (list(stream_ids),),
     )
     targets: dict[UUID, tuple[Target, ...]] = {}
-    for stream_id, patient_id, device_id, org_id, signal, influx_org, bucket, measurement, extra in await cursor.fetchall():
+    for (
+        stream_id,
+        patient_id,
+        device_id,
+        org_id,
+        signal,
+        influx_org,
+        bucket,
+        measurement,
+        extra,
+    ) in await cursor.fetchall():
         tags: dict[str, str] = {
             **extra,
             "patient_id": str(patient_id),

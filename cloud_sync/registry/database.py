@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import psycopg
 from psycopg import conninfo as dsn
@@ -32,7 +32,7 @@ STATEMENT_TIMEOUT_MS = 60_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 60_000
 """A bridge that stalls in mid-transaction must not hold its locks against the others."""
 POOL_RECONNECT_S = 5.0
-"""The pool gives up a broken connection after this; the next caller starts afresh instead of waiting for a long back-off."""
+"""The pool gives up a broken connection after this; the next caller starts afresh, with no long back-off."""
 LISTEN_RETRY_MAX_S = 10.0
 LISTEN_PROBE_S = 15.0
 """A connection that only listens would never notice a silent network: it is asked this often."""
@@ -143,7 +143,7 @@ class Database:
         if pool is not None:
             await pool.close()
 
-    async def __aenter__(self) -> Database:
+    async def __aenter__(self) -> Self:
         await self.open()
         return self
 
@@ -181,7 +181,7 @@ class Database:
             wait=wait_random_exponential(multiplier=0.2, max=LISTEN_RETRY_MAX_S),
         )
         while True:
-            connection = await retrying(self._connect)
+            connection: Connection = await retrying(self._connect)
             try:
                 with mapped(self.where):
                     await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))

@@ -6,6 +6,7 @@ Knows no database.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -15,7 +16,7 @@ from gateway.errors import MalformedError
 from gateway.samples import LossRecord
 
 NAME_LENGTH_MAX = 200
-"""Characters of a serial, signal or epoch: three of them, at 4 bytes each, must fit PostgreSQL's 2,704 byte index row."""
+"""Characters of a serial, signal or epoch: three, at up to 4 bytes each, must fit an index row of PostgreSQL: 2,704."""
 TEXT_LENGTH_MAX = 8192
 """Characters of a topic, reason or detail that are kept; payloads are kept whole."""
 INT64_MAX = 2**63 - 1
@@ -32,6 +33,23 @@ def storable(text: str) -> str:
 def short(text: str) -> str:
     """`storable`, and short enough for an index: the name of a gateway."""
     return storable(text[:NAME_LENGTH_MAX])
+
+
+def storable_json(value: object) -> object:
+    """A decoded JSON value as jsonb can hold it: texts as `storable`, null for what JSON has no number for."""
+    match value:
+        case str():
+            return storable(value)
+        case bool() | int() | None:
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {storable(str(name)): storable_json(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [storable_json(inner) for inner in value]
+        case _:
+            return storable(str(value))
 
 
 def _name(text: str, what: str) -> None:

@@ -77,7 +77,8 @@ async def commit(connection: Connection, batch: Batch) -> set[Identity]:
     """
     entries: dict[Identity, _Entry] = {}
     nameless: list[DeadLetter] = []
-    for entry in (*batch.blocks, *batch.losses, *batch.parked, *batch.letters):
+    offered: list[_Entry] = [*batch.blocks, *batch.losses, *batch.parked, *batch.letters]
+    for entry in offered:
         if entry.key is None or entry.sequence is None:
             assert isinstance(entry, DeadLetter)
             nameless.append(entry)
@@ -158,9 +159,7 @@ async def _see_devices(connection: Connection, entries: Sequence[_Entry]) -> Non
             seen[entry.key.device] = max(seen.get(entry.key.device, (last_ns, "")), (last_ns, short(entry.gateway)))
     if not seen:
         return
-    await connection.execute(
-        "SELECT FROM devices WHERE serial = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (list(seen),)
-    )
+    await connection.execute("SELECT FROM devices WHERE serial = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (list(seen),))
     await connection.execute(
         # A device whose clock is ahead was still not seen later than now.
         "UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, least(s.last_at, now())), "
@@ -168,7 +167,11 @@ async def _see_devices(connection: Connection, entries: Sequence[_Entry]) -> Non
         "THEN s.gateway_id ELSE d.gateway_id END "
         "FROM unnest(%s::text[], %s::timestamptz[], %s::text[]) AS s(serial, last_at, gateway_id) "
         "WHERE d.serial = s.serial",
-        (list(seen), [instant_of_ns(last_ns) for last_ns, _ in seen.values()], [gateway for _, gateway in seen.values()]),
+        (
+            list(seen),
+            [instant_of_ns(last_ns) for last_ns, _ in seen.values()],
+            [gateway for _, gateway in seen.values()],
+        ),
     )
 
 
@@ -191,7 +194,8 @@ async def count_points(connection: Connection, parts: Sequence[tuple[Part, float
     await connection.execute("SELECT FROM signal_streams WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (streams,))
     cursor = await connection.execute(
         "UPDATE signal_streams s SET point_count = s.point_count + n.points, "
-        "last_sample_at = greatest(s.last_sample_at, n.last_at), sample_rate_hz = coalesce(s.sample_rate_hz, n.rate_hz) "
+        "last_sample_at = greatest(s.last_sample_at, n.last_at), "
+        "sample_rate_hz = coalesce(s.sample_rate_hz, n.rate_hz) "
         "FROM unnest(%s::uuid[], %s::int8[], %s::timestamptz[], %s::float8[]) AS n(id, points, last_at, rate_hz) "
         "WHERE s.id = n.id",
         (
@@ -214,8 +218,8 @@ async def _record_losses(connection: Connection, losses: Sequence[LossCommit]) -
         return
     async with connection.cursor() as cursor:
         await cursor.executemany(
-            "INSERT INTO stream_gaps (device_serial, device_id, stream_id, signal, gateway_id, cause, first_at, last_at, "
-            "sample_count, sequences, opened_at, closed_at) "
+            "INSERT INTO stream_gaps (device_serial, device_id, stream_id, signal, gateway_id, cause, first_at, "
+            "last_at, sample_count, sequences, opened_at, closed_at) "
             "SELECT n.serial, d.id, (SELECT s.id FROM signal_streams s JOIN signal_types t ON t.id = s.signal_type_id "
             "WHERE s.device_id = d.id AND t.code = n.signal AND s.started_at <= n.first_at "
             "AND (s.ended_at IS NULL OR s.ended_at > n.first_at) ORDER BY s.started_at DESC LIMIT 1), "

@@ -94,11 +94,11 @@ async def take_parked(
     connection: Connection, device_serial: str, limit: int, after: ParkedMessage | None = None
 ) -> list[ParkedMessage]:
     """Parked messages of a device in order of time, those beyond `after` where given. They stay until settled."""
-    beyond = "" if after is None else "AND (first_at, id) > (%(first_at)s, %(id)s) "
     cursor = await connection.execute(
         "SELECT id, device_serial, signal, epoch, sequence, gateway_id, topic, content_type, properties, payload, "
         "first_at, last_at, sample_count, reason, received_at FROM parked_messages "
-        f"WHERE device_serial = %(device)s {beyond}ORDER BY first_at, id LIMIT %(limit)s",
+        "WHERE device_serial = %(device)s AND (%(id)s::bigint IS NULL OR (first_at, id) > (%(first_at)s, %(id)s)) "
+        "ORDER BY first_at, id LIMIT %(limit)s",
         {
             "device": device_serial,
             "limit": limit,
@@ -167,7 +167,16 @@ async def bury_parked(connection: Connection, ident: int, reason: str, detail: s
             "INSERT INTO dead_letters (gateway_id, topic, content_type, properties, payload, reason, detail, digest) "
             "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
             "ON CONFLICT (digest) WHERE redriven_at IS NULL DO UPDATE SET repeats = dead_letters.repeats + 1",
-            (gateway, topic, content_type, Jsonb(properties), payload, storable(reason), storable(detail), letter.digest),
+            (
+                gateway,
+                topic,
+                content_type,
+                Jsonb(properties),
+                payload,
+                storable(reason),
+                storable(detail),
+                letter.digest,
+            ),
         )
         await _close_alerts(connection, PARKED_ALERT, [device])
         await open_alerts(connection, LETTERS_ALERT, {gateway: storable(reason)})
@@ -205,13 +214,16 @@ async def parked_devices(connection: Connection, limit: int = 1000) -> list[Park
     return [ParkedDevice(*row) for row in await cursor.fetchall()]
 
 
-_LETTER = "id, gateway_id, topic, content_type, properties, payload, reason, detail, received_at, redriven_at, repeats"
+_LETTERS = (
+    b"SELECT id, gateway_id, topic, content_type, properties, payload, reason, detail, received_at, redriven_at, "
+    b"repeats FROM dead_letters "
+)
 
 
 async def list_letters(connection: Connection, limit: int, *, with_redriven: bool = False) -> list[Letter]:
     """Dead letters, the newest first."""
     cursor = await connection.execute(
-        f"SELECT {_LETTER} FROM dead_letters WHERE redriven_at IS NULL OR %s ORDER BY id DESC LIMIT %s".encode(),
+        _LETTERS + b"WHERE redriven_at IS NULL OR %s ORDER BY id DESC LIMIT %s",
         (with_redriven, limit),
     )
     return [Letter(*row) for row in await cursor.fetchall()]
@@ -219,7 +231,7 @@ async def list_letters(connection: Connection, limit: int, *, with_redriven: boo
 
 async def find_letter(connection: Connection, ident: int) -> Letter | None:
     """One dead letter, None where there is none of that id."""
-    cursor = await connection.execute(f"SELECT {_LETTER} FROM dead_letters WHERE id = %s".encode(), (ident,))
+    cursor = await connection.execute(_LETTERS + b"WHERE id = %s", (ident,))
     row = await cursor.fetchone()
     return None if row is None else Letter(*row)
 

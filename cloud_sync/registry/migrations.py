@@ -126,7 +126,7 @@ async def _compared(connection: Connection, migrations: tuple[Migration, ...]) -
     if row is not None and row[0]:
         cursor = await connection.execute("SELECT version, name, sha256, applied_at FROM schema_migrations")
         applied = {version: (name, sha256, at) for version, name, sha256, at in await cursor.fetchall()}
-    states = []
+    states: list[MigrationState] = []
     for migration in migrations:
         known = applied.pop(migration.version, None)
         if known is not None and known[:2] != (migration.name, migration.sha256):

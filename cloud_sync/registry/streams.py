@@ -58,7 +58,7 @@ async def stream_after(connection: Connection, device_id: UUID, signal_type_id: 
     return None if row is None else StreamRow(*row)
 
 
-async def insert_stream(  # noqa: PLR0913 - the columns of the row
+async def insert_stream(
     connection: Connection,
     *,
     device_id: UUID,
@@ -99,7 +99,8 @@ async def bind_from_template(connection: Connection, stream_id: UUID) -> None:
         await connection.execute(
             "INSERT INTO timeseries_binding_tag (binding_id, tag_key, tag_value) "
             "SELECT b.id, tag.key, tag.value "
-            "FROM timeseries_binding b JOIN signal_streams s ON s.id = b.stream_id JOIN patients p ON p.id = s.patient_id "
+            "FROM timeseries_binding b JOIN signal_streams s ON s.id = b.stream_id "
+            "JOIN patients p ON p.id = s.patient_id "
             "JOIN binding_templates t ON t.org_id = p.org_id AND t.signal_type_id = s.signal_type_id "
             "AND t.influx_bucket = b.influx_bucket AND t.measurement = b.measurement, jsonb_each_text(t.tags) tag "
             "WHERE s.id = %s",
