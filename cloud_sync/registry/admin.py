@@ -275,7 +275,8 @@ async def list_devices(connection: Connection, org: str | None = None) -> Rows:
         connection,
         "SELECT d.serial, o.code AS org, t.code AS type, p.code AS patient, d.brand, d.model, d.firmware, "
         "d.battery_pct, d.gateway_id, d.last_seen_at, d.active, d.id FROM devices d "
-        "JOIN organizations o ON o.id = d.org_id JOIN device_types t ON t.id = d.device_type_id LEFT JOIN patients p ON p.id = d.owner_patient_id "
+        "JOIN organizations o ON o.id = d.org_id "
+        "JOIN device_types t ON t.id = d.device_type_id LEFT JOIN patients p ON p.id = d.owner_patient_id "
         "WHERE %(org)s::text IS NULL OR o.code = %(org)s ORDER BY d.serial",
         {"org": org},
     )

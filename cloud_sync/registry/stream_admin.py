@@ -175,7 +175,8 @@ async def list_streams(
         connection,
         "SELECT s.id, d.serial AS device, t.code AS signal, p.code AS patient, s.sample_rate_hz, s.started_at, "
         "s.ended_at, s.last_sample_at, s.point_count, s.opened_by FROM signal_streams s "
-        "JOIN devices d ON d.id = s.device_id JOIN signal_types t ON t.id = s.signal_type_id JOIN patients p ON p.id = s.patient_id "
+        "JOIN devices d ON d.id = s.device_id JOIN signal_types t ON t.id = s.signal_type_id "
+        "JOIN patients p ON p.id = s.patient_id "
         "WHERE (%(serial)s::text IS NULL OR d.serial = %(serial)s) AND (s.ended_at IS NULL OR NOT %(open)s) "
         "ORDER BY s.started_at DESC, s.id LIMIT %(limit)s",
         {"serial": serial, "open": open_only, "limit": limit},
