@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from gateway.devices import cyton, heart_rate
+from gateway.devices import cyton
 from gateway.devices.base import Decoder
+from gateway.devices.heart_rate import HeartRateDecoder
 
 
 class LinkKind(Enum):
@@ -37,18 +38,27 @@ class Driver:
     """GATT characteristics to read once after connecting."""
 
 
+def _cyton(electrodes: Sequence[str] | None) -> Decoder:
+    return cyton.CytonDecoder(electrodes or cyton.DEFAULT_ELECTRODES)
+
+
 DRIVERS = {
     "cyton": Driver(
-        "OpenBCI Cyton, 8 channels, USB dongle", LinkKind.SERIAL, cyton.CytonDecoder, 8, 8.0, 1.0, baud_rate=115_200
+        description="OpenBCI Cyton, 8 channels, USB dongle",
+        link=LinkKind.SERIAL,
+        decoder=_cyton,
+        channel_count=cyton.CHANNEL_COUNT,
+        start_timeout_s=8.0,
+        silence_timeout_s=1.0,
     ),
     "heart_rate": Driver(
-        "Heart-rate strap (0x180D) with RR intervals and battery",
-        LinkKind.BLE,
-        lambda _channels: heart_rate.HeartRateDecoder(),
-        0,
-        15.0,
-        5.0,
-        notify=heart_rate.NOTIFY,
-        read=heart_rate.READ,
+        description="Heart-rate strap (0x180D) with RR intervals and battery",
+        link=LinkKind.BLE,
+        decoder=lambda _electrodes: HeartRateDecoder(),
+        channel_count=0,
+        start_timeout_s=15.0,
+        silence_timeout_s=5.0,
+        notify=HeartRateDecoder.NOTIFY,
+        read=HeartRateDecoder.READ,
     ),
 }

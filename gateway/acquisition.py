@@ -1,0 +1,223 @@
+"""One device's life: open the link, decode, put times on the samples, hand blocks to the outbox; begin again when
+it goes quiet. Knows no broker and no disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import msgspec
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_base, wait_random_exponential
+
+from gateway.assembly import RawAssembler, ReadingAssembler
+from gateway.clock import HostClock
+from gateway.devices.base import Decoder, Event, Facts, Missing, Reading, Rejected, Samples, Send, Streaming
+from gateway.devices.registry import Driver
+from gateway.errors import DeviceError, UnavailableError
+from gateway.links.base import Link
+from gateway.samples import LossRecord, SampleBlock
+from gateway.settings import Device
+from gateway.signal.features import Features
+from gateway.wire.messages import DeviceMeta, SignalMeta
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S_MAX = 20.0
+STEADY_S = 10.0
+"""A connection that gave data for so long was a good one: the next failure starts the back-off anew."""
+
+
+class State(StrEnum):
+    """Where a device's connection stands."""
+
+    CONNECTING = "connecting"
+    STARTING = "starting"
+    STREAMING = "streaming"
+    WAITING = "waiting"
+
+
+@dataclass(slots=True)
+class Condition:
+    """What an operator wants to know of a device's connection."""
+
+    state: State = State.CONNECTING
+    reason: str = "gateway started"
+    """Of the last change."""
+    segments: int = 0
+    rejected_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where a device's data goes."""
+
+    emit: Callable[[SampleBlock | LossRecord], None]
+    announce: Callable[[DeviceMeta], None]
+    on_state: Callable[[Device, Features], None]
+
+
+class Acquisition:
+    """Reads one device for as long as `run` runs."""
+
+    def __init__(
+        self,
+        gateway: str,
+        device: Device,
+        driver: Driver,
+        link: Callable[[], Link],
+        host: HostClock,
+        outputs: Outputs,
+        wait: wait_base | None = None,
+    ) -> None:
+        self.device = device
+        self.condition = Condition()
+        self._driver = driver
+        self._new_link = link
+        self._host = host
+        self._outputs = outputs
+        self._wait = wait or wait_random_exponential(multiplier=0.25, max=BACKOFF_S_MAX)
+        signals = [
+            SignalMeta(signal=spec.signal, channels=list(spec.channels), units=list(spec.units), rate_hz=spec.rate_hz)
+            for spec in driver.decoder(device.channels).signals
+        ]
+        self._birth = DeviceMeta(
+            v=1, schema="meta", gateway=gateway, device=device.serial, driver=device.driver, signals=signals
+        )
+
+    async def run(self) -> None:
+        """Connect, read, and connect again, until cancelled."""
+        while True:
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type((UnavailableError, DeviceError)),
+                wait=self._wait,
+                before_sleep=self._log_retry,
+            )
+            async for attempt in retrying:
+                with attempt:
+                    await self._connect_and_read()
+
+    async def _connect_and_read(self) -> None:
+        """One connection. Returns when it is lost after a good run, raises when it failed early."""
+        self._change(State.CONNECTING, self.condition.reason)
+        loop = asyncio.get_running_loop()
+        link = self._new_link()
+        begun = loop.time()
+        try:
+            await link.open()
+            begun = loop.time()
+            await self._read(link)
+        except (UnavailableError, DeviceError) as error:
+            if self.condition.state is not State.STREAMING or loop.time() - begun < STEADY_S:
+                raise
+            log.warning("%s: %s; connecting again", self.device.serial, error)
+            self._change(State.WAITING, str(error))
+        finally:
+            await link.close()
+
+    async def _read(self, link: Link) -> None:
+        """Read until the link is lost or the data stops. What was complete by then is given out."""
+        decoder = self._driver.decoder(self.device.channels)
+        segment = Segment(self.device, decoder, self.condition.segments, self._host, self._outputs)
+        self.condition.segments += 1
+        self._change(State.STARTING, "link is open")
+        try:
+            await self._handle(decoder.start(), link, segment)
+            timeout_s = self._driver.start_timeout_s
+            last_data = asyncio.get_running_loop().time()
+            while True:
+                async with asyncio.timeout_at(last_data + timeout_s):
+                    chunk = await link.read()
+                if await self._handle(decoder.receive(chunk), link, segment):
+                    last_data = asyncio.get_running_loop().time()
+                    timeout_s = self._driver.silence_timeout_s
+                    self._change(State.STREAMING, "data flows")
+        except TimeoutError:
+            raise UnavailableError(
+                f"no data from {link.name} for {timeout_s:g} s", hint="is the device on, charged and in reach?"
+            ) from None
+        finally:
+            segment.finish()
+
+    async def _handle(self, events: Sequence[Event], link: Link, segment: Segment) -> bool:
+        """Act on events; True if there was data among them."""
+        for event in events:
+            match event:
+                case Send(data, channel):
+                    await link.write(data, channel)
+                case Facts():
+                    self._learn(event)
+                case Rejected(count, reason):
+                    self.condition.rejected_bytes += count
+                    log.debug("%s: %d bytes rejected: %s", self.device.serial, count, reason)
+                case Streaming():
+                    self._outputs.announce(self._birth)
+                case _:
+                    segment.take(event)
+        segment.flush_readings()
+        return any(isinstance(event, Samples | Reading) for event in events)
+
+    def _learn(self, facts: Facts) -> None:
+        known = {
+            name: value for name in ("model", "firmware", "battery_pct") if (value := getattr(facts, name)) is not None
+        }
+        self._birth = msgspec.structs.replace(self._birth, **known)
+        self._outputs.announce(self._birth)
+
+    def _log_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self._change(State.WAITING, str(error))
+        wait_s = state.next_action.sleep if state.next_action else 0.0
+        log.warning("%s: %s; next attempt in %.1f s", self.device.serial, error, wait_s)
+
+    def _change(self, state: State, reason: str) -> None:
+        if state is not self.condition.state:
+            log.info("%s: %s (%s)", self.device.serial, state, reason)
+            self.condition.state, self.condition.reason = state, reason
+
+
+class Segment:
+    """The assemblers of one uninterrupted connection: never joined with the one before."""
+
+    def __init__(self, device: Device, decoder: Decoder, number: int, host: HostClock, outputs: Outputs) -> None:
+        self._raw: dict[str, RawAssembler] = {}
+        self._readings: dict[str, ReadingAssembler] = {}
+        self._together: dict[str, list[Reading]] = {}
+        for spec in decoder.signals:
+            if spec.rate_hz is None:
+                self._readings[spec.signal] = ReadingAssembler(device.serial, spec.signal, number, host, outputs.emit)
+                continue
+            self._raw[spec.signal] = RawAssembler(
+                device.serial,
+                spec,
+                number,
+                host,
+                outputs.emit,
+                raw=device.raw,
+                brain_state=device.brain_state,
+                on_state=partial(outputs.on_state, device),
+            )
+
+    def take(self, event: Samples | Missing | Reading) -> None:
+        """Put one event where it belongs."""
+        if isinstance(event, Reading):
+            self._together.setdefault(event.signal, []).append(event)
+        else:
+            self._raw[event.signal].take(event)
+
+    def flush_readings(self) -> None:
+        """What came in one chunk belongs together."""
+        together, self._together = self._together, {}
+        for signal, readings in together.items():
+            self._readings[signal].take(readings)
+
+    def finish(self) -> None:
+        """The connection is over: give out what is there."""
+        self.flush_readings()
+        for assembler in self._raw.values():
+            assembler.finish()

@@ -1,0 +1,73 @@
+"""Which of the outbox's rows go next: newest data at once, what is older in the rest of the window. Pure.
+
+Rows are known by their id, the order in which they were accepted. What has been sent needs no memory of its own:
+it is everything that is neither backlog nor live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Lane(Enum):
+    """Where a row is sent from."""
+
+    LIVE = "live"
+    BACKLOG = "backlog"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows with after < id <= through."""
+
+    lane: Lane
+    after: int
+    through: int
+
+
+class Lanes:
+    """What still has to be sent, as spans of ids."""
+
+    def __init__(self, last_id: int) -> None:
+        self._backlog: list[tuple[int, int]] = [(0, last_id)] if last_id else []
+        self._live_after = last_id
+
+    def interrupt(self, last_id: int) -> None:
+        """The connection was away: what was accepted meanwhile is backlog."""
+        if last_id > self._live_after:
+            self._insert(self._live_after, last_id)
+            self._live_after = last_id
+
+    def put_back(self, ids: Iterable[int]) -> None:
+        """These must be sent again."""
+        for number in sorted(ids):
+            self._insert(number - 1, number)
+
+    def live(self, last_id: int) -> Span | None:
+        """Rows accepted since the connection stands and not yet sent."""
+        return Span(Lane.LIVE, self._live_after, last_id) if last_id > self._live_after else None
+
+    def backlog(self) -> Span | None:
+        """The oldest rows that wait."""
+        return Span(Lane.BACKLOG, *self._backlog[0]) if self._backlog else None
+
+    def sent(self, span: Span) -> None:
+        """All rows of this span were sent, or are gone."""
+        if span.lane is Lane.LIVE:
+            self._live_after = max(self._live_after, span.through)
+            return
+        rest: list[tuple[int, int]] = []
+        for low, high in self._backlog:
+            rest.extend([(low, min(high, span.after)), (max(low, span.through), high)])
+        self._backlog = [(low, high) for low, high in rest if low < high]
+
+    def _insert(self, after: int, through: int) -> None:
+        merged: list[tuple[int, int]] = []
+        for low, high in sorted([*self._backlog, (after, through)]):
+            if merged and low <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+            else:
+                merged.append((low, high))
+        self._backlog = merged

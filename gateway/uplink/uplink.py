@@ -1,0 +1,149 @@
+"""The gateway's end of MQTT: presence, births of devices, receipts, and the sender that drains the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+from gateway.errors import UnavailableError, WireError
+from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
+from gateway.spool.outbox import Outbox
+from gateway.uplink.sender import Sender
+from gateway.wire import control, topics
+from gateway.wire.control import ControlMessage
+from gateway.wire.messages import DeviceMeta, Receipt, ReceiptRequest, Status, WantedRange
+from gateway.wire.topics import TopicKind
+
+log = logging.getLogger(__name__)
+
+RECEIPTS_MAX = 1000
+"""Receipts that wait for the disk; the broker keeps the others."""
+WANTED_MAX = 512
+"""Streams in one receipt request."""
+
+
+class Uplink:
+    """One gateway's connection to the cloud."""
+
+    def __init__(
+        self, outbox: Outbox, broker: Broker, gateway: str, *, window_messages: int, resend_after_s: float
+    ) -> None:
+        self._outbox = outbox
+        self._gateway = gateway
+        self._births: dict[str, DeviceMeta] = {}
+        self._inbox: asyncio.Queue[Inbound] = asyncio.Queue()
+        self._bridges_online: set[str] = set()
+        self._asking = asyncio.Event()
+        self.session = MqttSession(
+            broker,
+            on_message=self._inbox.put_nowait,
+            on_connect=self._on_connect,
+            subscriptions=[topics.receipt(gateway), topics.bridge_status("+")],
+            will=_control(topics.status(gateway), self._status(online=False), retain=True),
+            receive_maximum=RECEIPTS_MAX,
+        )
+        self.sender = Sender(
+            outbox, self.session, gateway, window_messages=window_messages, resend_after_s=resend_after_s
+        )
+        outbox.on_commit = self.sender.wake
+
+    def announce(self, birth: DeviceMeta) -> None:
+        """Tell, now and on every connection, what a device is and how it is."""
+        if self._births.get(birth.device) != birth:
+            self._births[birth.device] = birth
+            self._publish(_control(topics.meta(self._gateway, birth.device), birth, retain=True))
+
+    async def run(self) -> None:
+        """Hold the connection, send and take receipts, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.session.run())
+                tasks.create_task(self.sender.run())
+                tasks.create_task(self._read())
+                tasks.create_task(self._ask())
+        finally:
+            self.sender.bridge_present = False
+
+    async def say_goodbye(self) -> None:
+        """Say that the gateway goes offline, as its last will would."""
+        try:
+            async with asyncio.timeout(1.0):
+                await self.session.publish(
+                    _control(topics.status(self._gateway), self._status(online=False), retain=True)
+                )
+        except (UnavailableError, TimeoutError):
+            return
+
+    def _on_connect(self) -> None:
+        self._publish(_control(topics.status(self._gateway), self._status(online=True), retain=True))
+        for birth in self._births.values():
+            self._publish(_control(topics.meta(self._gateway, birth.device), birth, retain=True))
+        self._asking.set()
+        self.sender.wake()
+
+    def _status(self, *, online: bool) -> Status:
+        since = time.time_ns() if online else None
+        return Status(v=1, schema="status", name=self._gateway, online=online, version=_version(), since=since)
+
+    def _publish(self, message: Outbound) -> None:
+        try:
+            self.session.publish(message)
+        except UnavailableError:
+            return  # retained messages are published again on every connection
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._inbox.get()
+            try:
+                await self._take(message)
+            except WireError as error:
+                log.error("message on %s not understood: %s", message.topic, error)
+            message.acknowledge()
+
+    async def _take(self, message: Inbound) -> None:
+        match topics.parse(message.topic):
+            case topics.Topic(kind=TopicKind.RECEIPT):
+                receipt = control.decode(message.payload, Receipt)
+                for entry in receipt.committed:
+                    gone = await self._outbox.forget(entry.device, entry.signal, entry.epoch, entry.ranges)
+                    self.sender.receipted(gone)
+            case topics.Topic(kind=TopicKind.BRIDGE_STATUS, bridge=bridge):
+                self._bridge(bridge, online=control.decode(message.payload, Status).online)
+            case _:
+                log.warning("unexpected message on %s", message.topic)
+
+    def _bridge(self, name: str, *, online: bool) -> None:
+        before = self.sender.bridge_present
+        (self._bridges_online.add if online else self._bridges_online.discard)(name)
+        self.sender.bridge_present = bool(self._bridges_online)
+        if self.sender.bridge_present and not before:
+            log.info("a bridge is there")
+            self._asking.set()
+
+    async def _ask(self) -> None:
+        """After every connection, ask which of the blocks that are still here are already stored."""
+        while True:
+            await self._asking.wait()
+            self._asking.clear()
+            held = list((await self._outbox.held()).items())
+            for start in range(0, len(held), WANTED_MAX):
+                wanted = [
+                    WantedRange(device, signal, self._outbox.epoch, first, last)
+                    for (device, signal), (first, last) in held[start : start + WANTED_MAX]
+                ]
+                request = ReceiptRequest(v=1, schema="receipt_request", gateway=self._gateway, wanted=wanted)
+                self._publish(_control(topics.receipt_request(self._gateway), request))
+
+
+def _control(topic: str, message: ControlMessage, *, retain: bool = False) -> Outbound:
+    payload = control.encode(message)
+    return Outbound(topic, payload.data, payload.content_type, {"schema": payload.schema}, retain)
+
+
+def _version() -> str:
+    try:
+        return version("wardlink")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return ""
