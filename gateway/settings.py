@@ -68,6 +68,8 @@ class Uplink(Section, frozen=True):
     """Blocks on their way to the broker at a time."""
     resend_after_s: Seconds = 60.0
     """A block that was sent and is not receipted after this time is sent again, if a bridge is present."""
+    drain_s: Annotated[float, Meta(ge=0, le=60)] = 5.0
+    """How long a gateway that is asked to stop waits for the receipts of what it has."""
 
 
 class LiveRedis(Section, frozen=True):

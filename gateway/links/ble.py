@@ -19,7 +19,6 @@ from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.exc import (
     BleakBluetoothNotAvailableError,
     BleakBluetoothNotAvailableReason,
-    BleakDBusError,
     BleakDeviceNotFoundError,
     BleakError,
     BleakGATTProtocolError,
@@ -53,6 +52,8 @@ RADIO_HINT = (
 ABSENT_HINT = "is it switched on, worn, in range, and not connected to a phone?"
 RIGHTS_HINT = "sudo usermod -aG bluetooth USER, then log in again"
 
+SLOTS_HINT = "raise the number of slots if the adapter can carry more, or give the device an adapter of its own"
+
 _connect_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
@@ -61,21 +62,40 @@ def _connect_turn() -> asyncio.Lock:
     return _connect_turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
+_slots_taken: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str | None, set[BleLink]]] = WeakKeyDictionary()
+
+
+def _slots(adapter: str | None) -> set[BleLink]:
+    """The links of this event loop that hold, or are about to make, a connection over this adapter."""
+    return _slots_taken.setdefault(asyncio.get_running_loop(), {}).setdefault(adapter, set())
+
+
 class BleLink:
     """One device behind BlueZ (see `gateway.links.base.Link`).
 
     `notify`: characteristics to subscribe to, full UUIDs; the first one must be there, the others may be missing.
     `read`: characteristics to read once after connecting, their values are the first chunks; each may be missing.
     `adapter`: such as hci1; None takes the first one that is on.
+    `slots`: connections that the adapter carries at once, None for no limit. Radios carry 3 to 10 and do not
+    say so: one too many ends in connects that fail with no reason, or breaks those that are there.
     """
 
-    def __init__(self, address: str, notify: Sequence[str], read: Sequence[str], adapter: str | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        notify: Sequence[str],
+        read: Sequence[str],
+        adapter: str | None = None,
+        *,
+        slots: int | None = None,
+    ) -> None:
         self._address = address.upper()
         self._notify = tuple(uuid.lower() for uuid in notify)
         self._read = tuple(uuid.lower() for uuid in read)
         if not self._notify:
             raise ValueError("a BLE link needs a characteristic to subscribe to")
         self._adapter = adapter
+        self._slots = slots
         self._client: BleakClient | None = None
         self._daemon: Bluetoothd | None = None
         self._arrived: asyncio.Queue[Chunk | UnavailableError] = asyncio.Queue()
@@ -98,6 +118,7 @@ class BleLink:
         self._taking = True
         try:
             async with _connect_turn():
+                self._take_slot()
                 async with asyncio.timeout(OPEN_S_MAX):
                     await self._connect()
         except TimeoutError as error:
@@ -144,10 +165,19 @@ class BleLink:
             # The client has left the bus all the same, and its subscriptions with it.
             log.debug("%s: disconnect: %r", self._address, error)
         finally:
+            _slots(self._adapter).discard(self)
             if daemon is not None:
                 await daemon.close()
 
     # -- opening ------------------------------------------------------------------------------
+
+    def _take_slot(self) -> None:
+        taken = _slots(self._adapter)
+        if self._slots is not None and len(taken) >= self._slots:
+            raise UnavailableError(
+                f"{self._address}: all {self._slots} connections of the Bluetooth adapter are in use", hint=SLOTS_HINT
+            )
+        taken.add(self)
 
     async def _connect(self) -> None:
         daemon = self._daemon = Bluetoothd(self._daemon_gone)
@@ -178,7 +208,7 @@ class BleLink:
             async with asyncio.timeout(SETUP_S_MAX):
                 await self._set_up(client)
         except (BleakError, OSError, EOFError, TimeoutError) as error:
-            if isinstance(error, BleakDBusError) and error.dbus_error == "org.bluez.Error.InProgress":
+            if "org.bluez.Error.InProgress" in str(error):
                 # Left over from a killed program; nothing else helps.
                 await daemon.forget(self._address)
             raise _unavailable(self._address, error) from error
@@ -268,6 +298,8 @@ def _unavailable(address: str, error: BaseException) -> UnavailableError:
         "AccessDenied": RIGHTS_HINT,
         "NotReady": POWER_HINT,
         "adapter": ADAPTER_HINT,
+        "ot connected": RADIO_HINT,
+        "disconnected": RADIO_HINT,
     }.items():
         if sign in text:
             return UnavailableError(f"{address}: {text}", hint=hint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class Outbox:
         """Blocks that found no room even in memory, one growing record a stream."""
         self._due = asyncio.Event()
         self._holding = Holding(0, 0, 0)
+        self._commit_began: float | None = None
+        self.empty = asyncio.Event()
+        """Set while nothing is pending and nothing waits for its receipt."""
         self.problem = ""
         """Why commits fail now; empty when they do not."""
         self.on_commit: Callable[[], None] = lambda: None
@@ -67,7 +71,7 @@ class Outbox:
         await self._in_thread(self._store.open)
         tallies = await self._in_thread(self._store.tallies)
         self._next = {key: tally.next_sequence for key, tally in tallies.items()}
-        self._holding = self._store.holding()
+        self._look()
 
     @property
     def epoch(self) -> str:
@@ -81,6 +85,7 @@ class Outbox:
 
     def append(self, content: SampleBlock | LossRecord) -> None:
         """Take a block or a loss record; it is accepted with the next commit."""
+        self.empty.clear()
         if self._pending_bytes > PENDING_BYTES_MAX and isinstance(content, SampleBlock):
             self._refuse(content)
             return
@@ -89,6 +94,10 @@ class Outbox:
         self._pending_bytes += row.size
         if len(self._pending) >= self._limits.commit_blocks:
             self._due.set()
+
+    def stalled_s(self) -> float:
+        """For how long the commit that is under way has been, in s; 0 if none is."""
+        return 0.0 if self._commit_began is None else time.monotonic() - self._commit_began
 
     async def run(self) -> None:
         """Commit what is pending, every interval or as soon as enough has come, until cancelled."""
@@ -120,13 +129,15 @@ class Outbox:
         try:
             async for attempt in retrying:
                 with attempt:
+                    self._commit_began = time.monotonic()
                     await self._in_thread(append)
         finally:
+            self._commit_began = None
             if not committed.is_set():
                 self._pending = rows + self._pending
         self.problem = ""
         self._pending_bytes -= sum(row.size for row in rows)
-        self._holding = self._store.holding()
+        self._look()
         for key, loss in list(self._unaccepted.items()):
             del self._unaccepted[key]
             self.append(loss)
@@ -148,7 +159,7 @@ class Outbox:
         if epoch != self.epoch:
             return []
         removed = await self._in_thread(self._store.remove, device, signal, ranges)
-        self._holding = self._store.holding()
+        self._look()
         return removed
 
     async def held(self) -> Mapping[StreamKey, Range]:
@@ -174,6 +185,12 @@ class Outbox:
         finally:
             await self._in_thread(self._store.close)
             self._thread.shutdown(wait=False)
+
+    def _look(self) -> None:
+        """See what the store holds after a step."""
+        self._holding = self._store.holding()
+        if not (self._holding.rows or self._pending):
+            self.empty.set()
 
     def _row(self, content: SampleBlock | LossRecord) -> Row:
         is_loss = isinstance(content, LossRecord)
@@ -220,7 +237,7 @@ class Outbox:
 
     async def _replace(self, ids: Sequence[int], records: Sequence[LossRecord]) -> None:
         await self._in_thread(self._store.replace, ids, [self._row(record) for record in records])
-        self._holding = self._store.holding()
+        self._look()
 
     def _log_retry(self, state: RetryCallState) -> None:
         self.problem = str(state.outcome.exception() if state.outcome else "")

@@ -113,6 +113,10 @@ class VirtualBlueZ:
         """The next `count` connects fail with le-connection-abort-by-local."""
         self._devices[address].connects_to_refuse = count
 
+    def jam(self, address: str) -> None:
+        """Every connect is answered InProgress until the device is removed, as after a client that was killed."""
+        self._devices[address].jammed = True
+
     def set_in_range(self, address: str, *, in_range: bool) -> None:
         """Carry a device out of range (the link is lost, no advertisement is heard) or back."""
         device = self._devices[address]

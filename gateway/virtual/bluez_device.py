@@ -47,6 +47,8 @@ class VirtualDevice:
         self.in_range = True
         self.connects_to_refuse = 0
         """The next so many connects end with le-connection-abort-by-local."""
+        self.jammed = False
+        """An operation hangs in the daemon: connects are InProgress until the device is removed."""
         self.delivered: dict[str, int] = {}
         """Notifications by characteristic that went to at least one session."""
         self._adapter_path = adapter_path
@@ -121,6 +123,7 @@ class VirtualDevice:
     def forget(self) -> None:
         """Remove the device with all that is below it: link, sessions, objects."""
         self.drop_link()
+        self.jammed = False
         self._sessions.clear()
         self._paths.clear()
         self._path_of.clear()
@@ -139,6 +142,8 @@ class VirtualDevice:
         """Device1.Connect: Connected, then the reply, then the GATT objects, then ServicesResolved."""
         if self._linked:
             return
+        if self.jammed:
+            raise DBusError(IN_PROGRESS, "Operation already in progress")
         self._linked_or_given_up.clear()
         if not self.in_range:
             await self._page()

@@ -1,0 +1,170 @@
+"""The gateway's composition root: the only file that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from gateway import config, settings
+from gateway.acquisition import Acquisition, Outputs, State
+from gateway.clock import HostClock
+from gateway.devices.registry import DRIVERS, LinkKind
+from gateway.links.base import Link
+from gateway.live.redis_live import RedisLive, Wearer
+from gateway.service import Service, install_signals
+from gateway.settings import Device, Settings
+from gateway.signal.features import Features
+from gateway.spool.outbox import Limits, Outbox
+from gateway.spool.sqlite_store import SqliteStore
+from gateway.spool.store import Store
+from gateway.uplink.uplink import Uplink
+
+log = logging.getLogger(__name__)
+
+CLOCK_REFRESH_S = 1.0
+STATUS_S = 5.0
+COMMIT_STALL_S = 60.0
+"""A commit that is under way for so long without an error is a hung disk: the watchdog may restart us."""
+
+
+async def run(chosen: Settings) -> None:
+    """Run the gateway until SIGTERM or SIGINT. Raises `WardlinkError` for what it cannot live without."""
+    stop = asyncio.Event()
+    install_signals(stop)
+    gateway = Gateway(chosen)
+    await gateway.open()
+    try:
+        await gateway.run(stop)
+    finally:
+        await gateway.close()
+
+
+class Gateway:
+    """All parts of one gateway, connected."""
+
+    def __init__(self, chosen: Settings) -> None:
+        name = chosen.gateway.id
+        self._service = Service()
+        self._host = HostClock()
+        spool = chosen.spool
+        self.outbox = Outbox(
+            make_store(chosen), name, Limits(spool.commit_interval_s, spool.commit_blocks, spool.bytes_max)
+        )
+        self._broker = settings.broker(chosen)
+        self._live = None
+        if chosen.live.redis:
+            self._live = RedisLive(chosen.live.redis.url, config.secret(settings.REDIS_PASSWORD))
+        self._settings = chosen
+        self.uplink: Uplink | None = None
+        self.acquisitions: list[Acquisition] = []
+
+    async def open(self) -> None:
+        """Open the outbox; everything else may be away at the start."""
+        await self.outbox.open()
+        name, uplink = self._settings.gateway.id, self._settings.uplink
+        self.uplink = Uplink(
+            self.outbox,
+            self._broker,
+            name,
+            window_messages=uplink.window_messages,
+            resend_after_s=uplink.resend_after_s,
+        )
+        outputs = Outputs(self.outbox.append, self.uplink.announce, self._show)
+        self.acquisitions = [
+            Acquisition(name, device, DRIVERS[device.driver], link_maker(device), self._host, outputs)
+            for device in self._settings.device
+        ]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run everything until `stop` is set."""
+        assert self.uplink is not None
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(self.outbox.run()),
+                tasks.create_task(self.uplink.run()),
+                tasks.create_task(self._refresh_clock()),
+                tasks.create_task(self._report()),
+                tasks.create_task(self._service.watch(lambda: self.outbox.stalled_s() < COMMIT_STALL_S)),
+            ]
+            if self._live:
+                running.append(tasks.create_task(self._live.run()))
+            reading = [tasks.create_task(acquisition.run()) for acquisition in self.acquisitions]
+            self._service.ready()
+            await stop.wait()
+            self._service.stopping()
+            log.info("stopping")
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+            await self._drain(self.uplink)
+            await self.uplink.say_goodbye()
+            for task in running:
+                task.cancel()
+
+    async def _drain(self, uplink: Uplink) -> None:
+        """Send what is left, for a short time: what then remains is sent after the next start."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.uplink.drain_s):
+                await self.outbox.commit()
+                if uplink.session.connected.is_set() and uplink.sender.bridge_present:
+                    await self.outbox.empty.wait()
+
+    async def close(self) -> None:
+        """Commit what is pending and close the outbox."""
+        await self.outbox.close()
+
+    def _show(self, device: Device, features: Features) -> None:
+        if self._live and device.user_id:
+            self._live.show(Wearer(device.user_id, device.session_id), features)
+
+    async def _refresh_clock(self) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_REFRESH_S)
+            self._host.refresh()
+
+    async def _report(self) -> None:
+        while True:
+            self._service.status(self.status_line())
+            await asyncio.sleep(STATUS_S)
+
+    def status_line(self) -> str:
+        """One line for `systemctl status`."""
+        assert self.uplink is not None
+        streaming = sum(1 for one in self.acquisitions if one.condition.state is State.STREAMING)
+        session = self.uplink.session
+        broker = "connected" if session.connected.is_set() else f"broker away: {session.last_error}"
+        parts = [
+            f"{streaming}/{len(self.acquisitions)} devices streaming",
+            f"{self.outbox.holding.rows} blocks waiting",
+            broker,
+        ]
+        if self.outbox.problem:
+            parts.insert(0, f"OUTBOX: {self.outbox.problem}")
+        return "; ".join(parts)
+
+
+def make_store(chosen: Settings, *, read_only: bool = False) -> Store:
+    """The store that the settings name; nothing is opened yet."""
+    if chosen.spool.backend == "sqlite":
+        return SqliteStore(chosen.outbox_path, read_only=read_only)
+    from gateway.spool.redis_store import RedisStore  # noqa: PLC0415 - a gateway without Redis need not load it
+
+    assert chosen.spool.redis_url is not None
+    return RedisStore(chosen.spool.redis_url, chosen.gateway.id, config.secret(settings.REDIS_PASSWORD))
+
+
+def link_maker(device: Device) -> Callable[[], Link]:
+    """What makes a new link to a device for every connection; the libraries are loaded only where needed."""
+    driver = DRIVERS[device.driver]
+    if driver.link is LinkKind.SERIAL:
+        from gateway.links.serial_port import SerialLink  # noqa: PLC0415
+
+        assert device.port is not None
+        return partial(SerialLink, device.port, driver.baud_rate)
+    from gateway.links.ble import BleLink  # noqa: PLC0415
+
+    assert device.address is not None
+    return partial(BleLink, device.address.upper(), driver.notify, driver.read)
