@@ -64,10 +64,12 @@ log_timestamp_format %Y-%m-%dT%H:%M:%S
 ACL: Final = """\
 # A gateway reads and writes below its own id, which is its user name, and nothing else.
 pattern readwrite wardlink/v1/%u/#
+pattern read wardlink/v1/_cloud/status/+
 
 user bridge
 topic read wardlink/v1/#
-topic write wardlink/v1/+/receipt/#
+topic write wardlink/v1/_cloud/status/+
+topic write wardlink/v1/+/receipt
 topic write wardlink/v1/+/cmd/#
 topic read $SYS/#
 """
