@@ -24,7 +24,7 @@ from wardlink.servers.redis import DATABASE_COUNT
 
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): a process whose parent died becomes a child of this one, not of init."""
-LEAVING_SECONDS_MAX = 5.0
+LEAVING_SECONDS_MAX = 2.0
 """For a process that was told to end to be gone when the run ends."""
 SCANNED = ["gateway", "cloud_sync", "wardlink"]
 """Packages in which a blocking call fails the test; a test may read a small file itself."""

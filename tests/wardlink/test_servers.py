@@ -139,8 +139,7 @@ def test_listens_on_loopback_only(server: PrivateServer) -> None:
     assert server.pid is not None
     listening = {
         connection.laddr
-        for process in family(server.pid)
-        for connection in process.net_connections("tcp")
+        for connection in psutil.Process(server.pid).net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
     }
     assert {address.ip for address in listening} <= {"127.0.0.1"}
