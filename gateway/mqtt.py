@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -138,9 +139,12 @@ class MqttSession:
             self.connected.clear()
             self._connection = None
             await connection.end()
+        hint = ""
         if connection.loop.time() - since >= STABLE_S:
             state.attempt_number = 1
-        raise UnavailableError(f"connection to broker {self.broker} lost: {reason}")
+        else:
+            hint = f"if that goes on: does another client use the client id {self.broker.client_id!r}?"
+        raise UnavailableError(f"connection to broker {self.broker} lost: {reason}", hint=hint)
 
     def _log_retry(self, state: RetryCallState) -> None:
         self.last_error = str(state.outcome.exception() if state.outcome else "")
@@ -205,13 +209,18 @@ def _tls_context(tls: Tls) -> ssl.SSLContext:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, UnavailableError):
-        return error.message
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return str((isinstance(error, OSError) and error.strerror) or error or type(error).__name__)
+    match error:
+        case UnavailableError():
+            return error.message
+        case ssl.SSLCertVerificationError():
+            return error.verify_message
+        case ssl.SSLError() | socket.gaierror():
+            return str(error.strerror or error)
+        case TimeoutError():
+            return "no answer in time"
+        case OSError(errno=int(number)):
+            return os.strerror(number)  # asyncio's own text does not say what went wrong
+    return str(error) or type(error).__name__
 
 
 def _connect_hint(error: BaseException, broker: Broker) -> str:
