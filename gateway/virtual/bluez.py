@@ -16,7 +16,7 @@ from dbus_fast import DBusError, ErrorType, Message, MessageType, RequestNameRep
 from dbus_fast.aio import MessageBus
 
 from gateway.errors import UnavailableError
-from gateway.virtual.bluez_device import FAILED, Reply, VirtualDevice
+from gateway.virtual.bluez_device import DEVICE, FAILED, Reply, VirtualDevice
 from gateway.virtual.bluez_objects import FALSE, TRUE, Answer, ObjectTree
 from gateway.virtual.peripheral import Peripheral
 
@@ -45,7 +45,7 @@ class VirtualBlueZ:
         self._bus: MessageBus | None = None
         self._tree = ObjectTree(self._send)
         self._tree.allow_set(ADAPTER, "Powered")
-        self._tree.allow_set("org.bluez.Device1", "Trusted")
+        self._tree.allow_set(DEVICE, "Trusted")
         self._devices: dict[str, VirtualDevice] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()
@@ -94,6 +94,11 @@ class VirtualBlueZ:
     def connected(self, address: str) -> bool:
         """The peripheral has a link."""
         return self._devices[address].linked
+
+    def settled(self, address: str) -> bool:
+        """The peripheral has a link and its services are known: the daemon has nothing more to tell by itself."""
+        device = self._devices[address]
+        return device.linked and bool(self._tree.value(device.path, DEVICE, "ServicesResolved"))
 
     def notify_sessions(self, address: str) -> int:
         """Notify sessions of all programs on this peripheral, over all characteristics."""

@@ -279,6 +279,8 @@ async def test_a_link_that_a_killed_program_left_open_is_taken_over(
     stranger = await MessageBus(bus_type=BusType.SYSTEM).connect()
     path = f"/org/bluez/hci0/dev_{strap.address.replace(':', '_')}"
     await stranger.call(Message(destination="org.bluez", path=path, interface="org.bluez.Device1", member="Connect"))
+    # As long as the daemon has news of the device, a scan takes them for an advertisement.
+    await until(lambda: bluez.settled(strap.address))
     await closed(stranger)
     assert bluez.connected(strap.address)
     async with opened(strap_link(strap)) as link:
@@ -290,6 +292,54 @@ async def test_aborted_connects_are_tried_again(bluez: VirtualBlueZ, strap: Hear
     async with opened(strap_link(strap)) as link:
         assert len(set(await chunks(link, 10))) > 3
     assert bluez.calls["org.bluez.Device1.Connect"] == 4
+
+
+async def test_an_operation_that_hangs_is_cleared_away(bluez: VirtualBlueZ, strap: HeartRateStrap) -> None:
+    link = strap_link(strap)
+    async with opened(link):
+        pass
+    bluez.jam(strap.address)
+    with pytest.raises(UnavailableError, match="InProgress"):
+        await link.open()
+    async with opened(link):
+        await chunks(link, 3)
+
+
+async def test_slots_are_counted_and_released(bluez: VirtualBlueZ) -> None:
+    straps = [HeartRateStrap(f"00:22:D0:00:00:{n:02X}", seed=n, speed=SPEED) for n in range(3)]
+    for strap in straps:
+        bluez.add(strap)
+    first, second, third = (BleLink(strap.address, HeartRateDecoder.NOTIFY, (), slots=2) for strap in straps)
+    async with opened(first):
+        async with opened(second):
+            with pytest.raises(UnavailableError, match="all 2 connections") as caught:
+                await third.open()
+            assert caught.value.hint
+            bluez.drop_link(second.name)
+            await rest(second)
+            await second.open()
+        async with opened(third):
+            await chunks(third, 2)
+
+
+async def test_a_dying_bus_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = DbusDaemon()
+    await asyncio.to_thread(daemon.start)
+    try:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", daemon.address)
+        async with VirtualBlueZ(daemon.address) as bluez:
+            strap = HeartRateStrap(speed=SPEED)
+            bluez.add(strap)
+            async with opened(strap_link(strap)) as link:
+                await chunks(link, 2)
+                await asyncio.to_thread(daemon.stop)
+                _, error = await rest(link)
+                # Whichever of the two is noticed first.
+                assert "link was lost" in error.message or "daemon is gone" in error.message
+                with pytest.raises(UnavailableError, match="no D-Bus system bus"):
+                    await link.open()
+    finally:
+        await asyncio.to_thread(daemon.stop)
 
 
 async def test_a_device_that_never_lets_itself_connect(
