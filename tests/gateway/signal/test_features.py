@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gateway.samples import BRAIN_STATE_FIELDS
-from gateway.signal.bands import BETA, FeatureSettings
+from gateway.signal.bands import BETA, Band, FeatureSettings
 from gateway.signal.features import FeatureEngine, Features
 
 RATE_HZ = 250.0
@@ -123,6 +123,13 @@ def test_the_coherence_band_is_a_setting(run: Run) -> None:
     state = last(run(uv, RATE_HZ, FeatureSettings(coherence_band=BETA)))
     assert state.coherence > 0.8
     assert state.plv > 0.8
+
+
+def test_the_entropy_band_is_a_setting(run: Run) -> None:
+    angle = 2 * np.pi * 2 * np.arange(2500) / RATE_HZ
+    uv = noise(10, 2) + 200 * np.sin(angle)[:, np.newaxis]
+    assert last(run(uv, RATE_HZ)).entropy < 0.4
+    assert last(run(uv, RATE_HZ, FeatureSettings(entropy_band=Band("entropy", 4, 45)))).entropy > 0.97
 
 
 @pytest.mark.parametrize("rate_hz", [160.0, 256.0])
