@@ -62,6 +62,10 @@ class PrivateServers:
                 self.stop()
                 failed[0].result()
 
+    def cancel(self) -> None:
+        """Make a `start` that is under way in another thread give up."""
+        self._cancelled.set()
+
     def stop(self) -> None:
         """Stop all that run, gracefully, each within a bounded time. Does nothing the second time."""
         for server in self.servers:
