@@ -34,8 +34,9 @@ lint-types: setup-test
 lint-imports: setup-test
 	$(VENV)/bin/lint-imports
 
+# It calls pycodestyle by name.
 lint-cython: setup-test
-	$(VENV)/bin/cython-lint ext
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint ext
 
 setup: ## what the demo needs: Debian packages, virtual environment, wardlink
 	@sh .ci/setup gateway,cloud
