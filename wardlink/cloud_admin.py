@@ -6,23 +6,15 @@ Owns arguments, tables and hints; what is done, and whether it may be, is the re
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
-
-from rich.markup import escape
 
 from cloud_sync.registry import admin, letters, migrations, stream_admin
 from cloud_sync.registry.database import Connection, Database
 from gateway.errors import EXIT_OK, ConfigError
-from wardlink.terminal import show_rows
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
-Handler: TypeAlias = Callable[[argparse.Namespace, str], Awaitable[int]]
-_Act: TypeAlias = Callable[[argparse.Namespace, Connection], Awaitable[int]]
+from wardlink.admin_commands import Group, Subparsers, command, limit, moment, rate, say, say_list, tag
 
 ROWS_MAX = 200
 """Rows of a list unless `--limit` says more."""
@@ -40,105 +32,13 @@ def add_commands(subparsers: Subparsers, common: argparse.ArgumentParser) -> Non
     _add_waiting(subparsers, common)
 
 
-class _Group:
-    """A noun of the command line and its verbs."""
-
-    def __init__(self, subparsers: Subparsers, common: argparse.ArgumentParser, noun: str, summary: str) -> None:
-        parser = subparsers.add_parser(noun, help=summary, description=summary)
-        self._verbs: Subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-        self._common = common
-
-    def add(self, verb: str, act: _Act, summary: str, *examples: str) -> argparse.ArgumentParser:
-        return _command(self._verbs, self._common, verb, _on_connection(act), summary, *examples)
-
-
-def _command(
-    subparsers: Subparsers, common: argparse.ArgumentParser, name: str, handler: Handler, summary: str, *examples: str
-) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        name,
-        parents=[common],
-        help=summary,
-        description=summary,
-        epilog="\n".join(["examples:", *(f"  wardlink cloud {example}" for example in examples)]) if examples else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(admin=handler)
-    return parser
-
-
-def _on_connection(act: _Act) -> Handler:
-    async def handler(args: argparse.Namespace, conninfo: str) -> int:
-        async with Database(conninfo, pool_size=1) as database, database.connection() as connection:
-            return await act(args, connection)
-
-    return handler
-
-
-# --- arguments
-
-
-def moment(text: str) -> datetime:
-    """ISO 8601 with a zone, since a bare local time names two moments a year and none at all elsewhere."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time, expected 2025-03-01T14:30:00Z") from None
-    if at.tzinfo is None:
-        raise argparse.ArgumentTypeError(f"{text!r} has no zone, expected 2025-03-01T14:30:00Z or …+01:00")
-    return at
-
-
-def tag(text: str) -> tuple[str, str]:
-    """key=value."""
-    key, separator, value = text.partition("=")
-    if not (separator and key and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no tag, expected key=value")
-    return key, value
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is out of range, expected 1 to 100000")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate_hz = float(text)
-    except ValueError:
-        rate_hz = math.nan
-    if not 0.001 <= rate_hz <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no sampling rate in Hz, expected 0.001 to 1000000")
-    return rate_hz
-
-
-def _say(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[dict[str, Any]], title: str = "") -> int:
-    shown = rows if args.json else [{name: _plain(value) for name, value in row.items()} for row in rows]
-    show_rows(columns, shown, as_json=args.json, title=title)
-    return EXIT_OK
-
-
-def _plain(value: object) -> str | None:
-    """Topics, reasons and models come from outside: nothing in them may steer the terminal or the table's markup."""
-    if value is None:
-        return None
-    if isinstance(value, datetime):
-        return value.isoformat(" ", "milliseconds")
-    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value)))
-
-
-def _list(args: argparse.Namespace, rows: admin.Rows, columns: str, title: str) -> int:
-    return _say(args, columns.split(), rows, f"{title}: {len(rows)}" if rows else f"{title}: none")
-
-
 # --- schema
 
 
 def _add_schema(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    _command(subparsers, common, "migrate", _migrate, "bring the database's schema up to this version", "migrate")
-    _command(subparsers, common, "status", _status, "show the schema's state and what waits", "status", "status --json")
-    _command(subparsers, common, "verify", _verify, "check that the schema is this version's, unchanged", "verify")
+    command(subparsers, common, "migrate", _migrate, "bring the database's schema up to this version", "migrate")
+    command(subparsers, common, "status", _status, "show the schema's state and what waits", "status", "status --json")
+    command(subparsers, common, "verify", _verify, "check that the schema is this version's, unchanged", "verify")
 
 
 _MIGRATION_COLUMNS = ("version", "name", "sha256", "applied_at")
@@ -157,7 +57,7 @@ async def _migrate(args: argparse.Namespace, conninfo: str) -> int:
     database = Database(conninfo, pool_size=1)
     applied = await migrations.migrate(database)
     title = f"applied now: {len(applied)}" if applied else "nothing to do, the schema is up to date"
-    return _say(args, _MIGRATION_COLUMNS, _migration_rows(applied, args), title)
+    return say(args, _MIGRATION_COLUMNS, _migration_rows(applied, args), title)
 
 
 async def _status(args: argparse.Namespace, conninfo: str) -> int:
@@ -170,30 +70,30 @@ async def _status(args: argparse.Namespace, conninfo: str) -> int:
                 waiting = asdict(await letters.counts(connection))
     rows = _migration_rows(states, args)
     if args.json:
-        return _say(args, (), [{"migrations": rows, "pending": pending, **waiting}])
-    _say(args, _MIGRATION_COLUMNS, rows, "migrations")
+        return say(args, (), [{"migrations": rows, "pending": pending, **waiting}])
+    say(args, _MIGRATION_COLUMNS, rows, "migrations")
     if waiting:
-        _say(args, tuple(waiting), [waiting], "now")
+        say(args, tuple(waiting), [waiting], "now")
     return EXIT_OK
 
 
 async def _verify(args: argparse.Namespace, conninfo: str) -> int:
     async with Database(conninfo, pool_size=1) as database:
         states = await migrations.verify(database)
-    return _say(args, _MIGRATION_COLUMNS, _migration_rows(states, args), "all applied and unchanged")
+    return say(args, _MIGRATION_COLUMNS, _migration_rows(states, args), "all applied and unchanged")
 
 
 # --- organisations and patients
 
 
 def _add_organizations(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    group = _Group(subparsers, common, "org", "organisations: tenants, kept apart from each other")
+    group = Group(subparsers, common, "org", "organisations: tenants, kept apart from each other")
     parser = group.add("add", _org_add, "register an organisation", 'org add st-anna --name "St. Anna, ward 5"')
     parser.add_argument("code", metavar="CODE", help="short name, used by all other commands")
     parser.add_argument("--name", default="", help="full name (default: the code)")
     group.add("list", _org_list, "list organisations", "org list")
 
-    group = _Group(subparsers, common, "patient", "patients: pseudonyms only, never a name or a birth date")
+    group = Group(subparsers, common, "patient", "patients: pseudonyms only, never a name or a birth date")
     parser = group.add("add", _patient_add, "register a patient", "patient add P-0001 --org st-anna")
     parser.add_argument("code", metavar="CODE", help="pseudonym, unique within the organisation")
     parser.add_argument("--org", required=True, metavar="CODE", help="organisation")
@@ -203,28 +103,28 @@ def _add_organizations(subparsers: Subparsers, common: argparse.ArgumentParser) 
 
 async def _org_add(args: argparse.Namespace, connection: Connection) -> int:
     made = await admin.add_organization(connection, args.code, args.name)
-    return _say(args, ("code", "id"), [{"code": args.code, "id": made}], "organisation added")
+    return say(args, ("code", "id"), [{"code": args.code, "id": made}], "organisation added")
 
 
 async def _org_list(args: argparse.Namespace, connection: Connection) -> int:
     rows = await admin.list_organizations(connection)
-    return _list(args, rows, "code name patients devices id", "organisations")
+    return say_list(args, rows, "code name patients devices id", "organisations")
 
 
 async def _patient_add(args: argparse.Namespace, connection: Connection) -> int:
     made = await admin.add_patient(connection, args.org, args.code)
-    return _say(args, ("org", "code", "id"), [{"org": args.org, "code": args.code, "id": made}], "patient added")
+    return say(args, ("org", "code", "id"), [{"org": args.org, "code": args.code, "id": made}], "patient added")
 
 
 async def _patient_list(args: argparse.Namespace, connection: Connection) -> int:
-    return _list(args, await admin.list_patients(connection, args.org), "org code wears id", "patients")
+    return say_list(args, await admin.list_patients(connection, args.org), "org code wears id", "patients")
 
 
 # --- devices
 
 
 def _add_devices(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    group = _Group(subparsers, common, "device", "devices and who wears them")
+    group = Group(subparsers, common, "device", "devices and who wears them")
     parser = group.add(
         "add",
         _device_add,
@@ -275,26 +175,26 @@ async def _device_add(args: argparse.Namespace, connection: Connection) -> int:
         create=args.create,
     )
     row = {"serial": args.serial, "org": args.org, "patient": args.patient, "id": made}
-    return _say(args, tuple(row), [row], "device added")
+    return say(args, tuple(row), [row], "device added")
 
 
 async def _device_list(args: argparse.Namespace, connection: Connection) -> int:
     rows = await admin.list_devices(connection, args.org)
     columns = "serial org type patient brand model firmware battery_pct gateway_id last_seen_at active id"
-    return _list(args, rows, columns, "devices")
+    return say_list(args, rows, columns, "devices")
 
 
 async def _device_assign(args: argparse.Namespace, connection: Connection) -> int:
     await admin.assign_device(connection, args.serial, args.patient, since=args.since, keep_stored=args.keep_stored)
     row = {"serial": args.serial, "patient": args.patient, "since": args.since}
-    return _say(args, tuple(row), [row], "device assigned")
+    return say(args, tuple(row), [row], "device assigned")
 
 
 # --- streams
 
 
 def _add_streams(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    group = _Group(subparsers, common, "stream", "monitoring sessions: one signal of one device on one patient")
+    group = Group(subparsers, common, "stream", "monitoring sessions: one signal of one device on one patient")
     parser = group.add(
         "open",
         _stream_open,
@@ -306,7 +206,7 @@ def _add_streams(subparsers: Subparsers, common: argparse.ArgumentParser) -> Non
     parser.add_argument("--signal", required=True, metavar="SIGNAL", help="eeg, brain_state, vital_signs, …")
     parser.add_argument("--patient", metavar="CODE", help="needed only where nobody wears the device")
     parser.add_argument("--since", type=moment, metavar="TIME", help="from then on (default: now)")
-    parser.add_argument("--rate", type=_rate, metavar="HZ", help="sampling rate (default: as the data has it)")
+    parser.add_argument("--rate", type=rate, metavar="HZ", help="sampling rate (default: as the data has it)")
 
     parser = group.add(
         "close",
@@ -322,7 +222,7 @@ def _add_streams(subparsers: Subparsers, common: argparse.ArgumentParser) -> Non
     parser = group.add("list", _stream_list, "list streams, newest first", "stream list --open")
     parser.add_argument("--device", metavar="SERIAL", help="of this device only")
     parser.add_argument("--open", action="store_true", help="open ones only")
-    parser.add_argument("--limit", type=_limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
+    parser.add_argument("--limit", type=limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
 
 
 async def _stream_open(args: argparse.Namespace, connection: Connection) -> int:
@@ -330,13 +230,13 @@ async def _stream_open(args: argparse.Namespace, connection: Connection) -> int:
         connection, args.serial, args.signal, patient=args.patient, since=args.since, sample_rate_hz=args.rate
     )
     row = {"device": args.serial, "signal": args.signal, "id": made}
-    return _say(args, tuple(row), [row], "stream opened")
+    return say(args, tuple(row), [row], "stream opened")
 
 
 async def _stream_close(args: argparse.Namespace, connection: Connection) -> int:
     stream_id = await _stream_of(connection, args.stream, args.signal)
     ended_at = await stream_admin.close_stream(connection, stream_id, at=args.at)
-    return _say(args, ("id", "ended_at"), [{"id": stream_id, "ended_at": ended_at}], "stream closed")
+    return say(args, ("id", "ended_at"), [{"id": stream_id, "ended_at": ended_at}], "stream closed")
 
 
 async def _stream_of(connection: Connection, text: str, signal: str | None) -> UUID:
@@ -353,7 +253,7 @@ async def _stream_of(connection: Connection, text: str, signal: str | None) -> U
 async def _stream_list(args: argparse.Namespace, connection: Connection) -> int:
     rows = await stream_admin.list_streams(connection, serial=args.device, open_only=args.open, limit=args.limit)
     columns = "device signal patient sample_rate_hz started_at ended_at last_sample_at point_count opened_by id"
-    return _list(args, rows, columns, "streams")
+    return say_list(args, rows, columns, "streams")
 
 
 # --- bindings
@@ -368,7 +268,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bindings(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    group = _Group(subparsers, common, "binding", "where a stream's points go, and their extra tags")
+    group = Group(subparsers, common, "binding", "where a stream's points go, and their extra tags")
     parser = group.add(
         "add",
         _binding_add,
@@ -384,9 +284,9 @@ def _add_bindings(subparsers: Subparsers, common: argparse.ArgumentParser) -> No
     parser.add_argument("tag", type=tag, metavar="KEY=VALUE")
     parser = group.add("list", _binding_list, "list bindings, newest streams first", "binding list --device CYTON-0042")
     parser.add_argument("--device", metavar="SERIAL", help="of this device only")
-    parser.add_argument("--limit", type=_limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
+    parser.add_argument("--limit", type=limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
 
-    group = _Group(subparsers, common, "template", "what new streams of an organisation are bound to")
+    group = Group(subparsers, common, "template", "what new streams of an organisation are bound to")
     parser = group.add(
         "add",
         _template_add,
@@ -412,20 +312,20 @@ async def _binding_add(args: argparse.Namespace, connection: Connection) -> int:
         tags=dict(args.tag),
     )
     row = {"id": made, "stream_id": stream_id, "influx_bucket": args.bucket}
-    return _say(args, tuple(row), [row], "binding added")
+    return say(args, tuple(row), [row], "binding added")
 
 
 async def _binding_tag(args: argparse.Namespace, connection: Connection) -> int:
     key, value = args.tag
     await stream_admin.add_tag(connection, args.binding, key, value)
     row = {"binding": args.binding, "tag_key": key, "tag_value": value}
-    return _say(args, tuple(row), [row], "tag set")
+    return say(args, tuple(row), [row], "tag set")
 
 
 async def _binding_list(args: argparse.Namespace, connection: Connection) -> int:
     rows = await stream_admin.list_bindings(connection, serial=args.device, limit=args.limit)
     columns = "id device signal influx_org influx_bucket measurement retention_hint tags stream_id"
-    return _list(args, rows, columns, "bindings")
+    return say_list(args, rows, columns, "bindings")
 
 
 async def _template_add(args: argparse.Namespace, connection: Connection) -> int:
@@ -440,39 +340,39 @@ async def _template_add(args: argparse.Namespace, connection: Connection) -> int
         tags=dict(args.tag),
     )
     row = {"org": args.org, "signal": args.signal, "influx_bucket": args.bucket}
-    return _say(args, tuple(row), [row], "template set")
+    return say(args, tuple(row), [row], "template set")
 
 
 async def _template_list(args: argparse.Namespace, connection: Connection) -> int:
     rows = await stream_admin.list_templates(connection, args.org)
-    return _list(args, rows, "org signal influx_org influx_bucket measurement retention_hint tags", "templates")
+    return say_list(args, rows, "org signal influx_org influx_bucket measurement retention_hint tags", "templates")
 
 
 # --- what waits
 
 
 def _add_waiting(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    group = _Group(subparsers, common, "parked", "data that waits for its device to be bound")
+    group = Group(subparsers, common, "parked", "data that waits for its device to be bound")
     group.add("list", _parked_list, "list devices whose data waits, and why", "parked list")
 
-    group = _Group(subparsers, common, "letters", "dead letters: messages that could not be read or were refused")
+    group = Group(subparsers, common, "letters", "dead letters: messages that could not be read or were refused")
     parser = group.add("list", _letters_list, "list dead letters, newest first", "letters list", "letters list --all")
     parser.add_argument("--all", action="store_true", help="also those that were re-driven")
-    parser.add_argument("--limit", type=_limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
+    parser.add_argument("--limit", type=limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
     parser = group.add("show", _letters_show, "show one dead letter with its payload", "letters show 7")
     parser.add_argument("letter", type=int, metavar="LETTER", help="id, see `letters list`")
 
 
 async def _parked_list(args: argparse.Namespace, connection: Connection) -> int:
     rows = [asdict(device) for device in await letters.parked_devices(connection)]
-    return _list(args, rows, "device messages samples first_at last_at reason", "devices with parked data")
+    return say_list(args, rows, "device messages samples first_at last_at reason", "devices with parked data")
 
 
 async def _letters_list(args: argparse.Namespace, connection: Connection) -> int:
     found = await letters.list_letters(connection, args.limit, with_redriven=args.all)
     rows = [_letter_row(letter) for letter in found]
     columns = "id received_at gateway topic bytes reason detail repeats redriven_at"
-    return _list(args, rows, columns, "dead letters")
+    return say_list(args, rows, columns, "dead letters")
 
 
 def _letter_row(letter: letters.Letter) -> dict[str, Any]:
@@ -488,11 +388,11 @@ async def _letters_show(args: argparse.Namespace, connection: Connection) -> int
     row = _letter_row(letter)
     shown = letter.payload[:PAYLOAD_SHOWN_MAX]
     if args.json:
-        return _say(args, (), [{**row, "payload_hex": letter.payload.hex()}])
+        return say(args, (), [{**row, "payload_hex": letter.payload.hex()}])
     row["payload"] = shown.decode() if _is_text(shown) else shown.hex(" ")
     if len(letter.payload) > len(shown):
         row["payload"] += f" … and {len(letter.payload) - len(shown)} bytes more"
-    return _say(args, ("field", "value"), [{"field": name, "value": value} for name, value in row.items()])
+    return say(args, ("field", "value"), [{"field": name, "value": value} for name, value in row.items()])
 
 
 def _is_text(payload: bytes) -> bool:
