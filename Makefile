@@ -36,7 +36,7 @@ lint-imports: setup-test
 
 # It calls pycodestyle by name.
 lint-cython: setup-test
-	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint ext
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint --max-line-length=120 ext
 
 setup: ## what the demo needs: Debian packages, virtual environment, wardlink
 	@sh .ci/setup gateway,cloud
