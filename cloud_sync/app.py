@@ -140,7 +140,9 @@ class Bridge:
             wait=wait_random_exponential(multiplier=0.2, max=RETRY_S_MAX),
             before_sleep=self._note_away,
         )
-        await retrying(step)
+        async for attempt in retrying:
+            with attempt:
+                await step()
         self._away = ""
 
     def _note_away(self, state: RetryCallState) -> None:

@@ -54,6 +54,17 @@ _ABOUT_ONE_MESSAGE = (
 goes wrong (no memory, no descriptors) ends the service, and all that is not acknowledged comes again."""
 
 
+def _version() -> str:
+    try:
+        return version("wardlink")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return ""
+
+
+_VERSION = _version()
+"""Read from the disk, so not in the event loop."""
+
+
 def subscriptions() -> tuple[str, ...]:
     """Data, losses and requests are shared among the bridges; retained presence and births go to each."""
     shared = (topics.data("+", "+", "+"), topics.loss("+", "+"), topics.receipt_request("+"))
@@ -148,7 +159,7 @@ class Consumer:
 
     def _status(self, *, online: bool) -> Outbound:
         since = time.time_ns() if online else None
-        status = Status(v=1, schema="status", name=self._bridge, online=online, version=_version(), since=since)
+        status = Status(v=1, schema="status", name=self._bridge, online=online, version=_VERSION, since=since)
         payload = control.encode(status)
         return Outbound(
             topics.bridge_status(self._bridge),
@@ -252,7 +263,10 @@ class Consumer:
             before_sleep=self._note_retry,
         )
         try:
-            return await retrying(step)
+            async for attempt in retrying:
+                with attempt:
+                    return await step()
+            raise AssertionError("it retries for ever")
         finally:
             leave.cancel()
             self.activity.keeping = ""
@@ -267,10 +281,3 @@ class Consumer:
         error = state.outcome.exception() if state.outcome else None
         self.activity.keeping = str(error)
         log.warning("a batch is kept: %s", error)
-
-
-def _version() -> str:
-    try:
-        return version("wardlink")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return ""
