@@ -226,8 +226,8 @@ def _said(error: Exception) -> str:
 def _connect_hint(error: BaseException, broker: Broker) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return "the broker's certificate must be valid for its host name and signed by mqtt.tls.ca_file"
-    if isinstance(error, ssl.SSLError):
-        return f"does the broker speak TLS on port {broker.port}, and does it accept our certificate?"
+    if isinstance(error, ssl.SSLError) or (broker.tls and isinstance(error, ConnectionError | TimeoutError)):
+        return f"does a broker speak TLS on port {broker.port}, and does it accept our certificate?"
     if isinstance(error, socket.gaierror | ValueError):
         return "check mqtt.host and this machine's name resolution"
     if isinstance(error, UnavailableError):
