@@ -119,6 +119,20 @@ def test_kill_and_start_again_keep_port_and_data(server: PrivateServer) -> None:
     assert is_kept()
 
 
+def test_kill_takes_children_that_would_not_go_by_themselves(folder: Path) -> None:
+    server = PostgreSQL(folder)
+    server.start()
+    assert server.pid is not None
+    processes = family(server.pid)
+    assert len(processes) > 3
+    for process in processes:
+        process.suspend()
+    server.kill()
+    assert [process for process in processes if alive(process)] == []
+    server.start()
+    server.stop()
+
+
 def test_stop_leaves_no_process_and_both_calls_may_repeat(server: PrivateServer) -> None:
     server.start()
     first = server.pid
