@@ -73,7 +73,10 @@ class DbusDaemon:
         with (self._folder / "log").open("w", encoding="utf-8") as log_file:
             # A group of its own: Ctrl-C in a terminal goes to whoever started it, who then stops it in order.
             self._process = subprocess.Popen(
-                [program, "--nofork", "--nosyslog", "--print-address=1", f"--config-file={configuration}"],
+                [
+                    *_end_with_parent(),
+                    *(program, "--nofork", "--nosyslog", "--print-address=1", f"--config-file={configuration}"),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
@@ -116,6 +119,12 @@ class DbusDaemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _end_with_parent() -> list[str]:
+    """What makes the kernel end the daemon when the thread that started it ends, even by SIGKILL of the program."""
+    guard = shutil.which("setpriv")
+    return [] if guard is None else [guard, "--pdeathsig", "KILL", "--"]
 
 
 def _first_line(stream: IO[str], seconds_max: float) -> str:

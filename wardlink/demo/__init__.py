@@ -20,7 +20,7 @@ from gateway.errors import EXIT_FAILURE, EXIT_OK, ConfigError, WardlinkError
 from gateway.service import install_signals
 from gateway.virtual.recordings import load_recording
 from wardlink.demo import view
-from wardlink.demo.account import Books, close_books, outbox_tallies
+from wardlink.demo.account import Books, outbox_tallies, settle
 from wardlink.demo.chain import Chain
 from wardlink.demo.watch import Watch
 
@@ -29,8 +29,6 @@ SECONDS_MIN = 5.0
 SECONDS_MAX = 3600.0
 DRAIN_S = 2.0
 """At the end of the demo, for what is still on its way."""
-SETTLE_S_MAX = 30.0
-"""On a slow machine the last blocks may need longer than that; then the demo waits for them, up to here."""
 REFRESH_S = 0.25
 PLAIN_EVERY = 20
 """In a pipe, one line for so many refreshes."""
@@ -113,7 +111,7 @@ async def _run(args: argparse.Namespace, chain: Chain) -> int:
             if stop.is_set():
                 return await _interrupted(chain, starting, say)
             say("stopping the gateway, which sends what it still has …")
-            books = await _settle(chain)
+            books = await settle(chain)
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -153,22 +151,6 @@ async def _play(args: argparse.Namespace, chain: Chain, watch: Watch, stop: asyn
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S):
                     await stop.wait()
-
-
-async def _settle(chain: Chain) -> Books:
-    """Stop the gateway, which drains its outbox, and see that the cloud has everything."""
-    deadline = time.monotonic() + SETTLE_S_MAX
-    await asyncio.to_thread(chain.gateway.stop)
-    while True:
-        books = await close_books(chain)
-        _, waiting = await asyncio.to_thread(outbox_tallies, chain)
-        if not waiting or time.monotonic() > deadline:
-            return books
-        # blocks are left whose receipt did not come in time: another start of the gateway sends them
-        await asyncio.to_thread(chain.devices.stop)
-        await asyncio.to_thread(chain.gateway.start)
-        await asyncio.sleep(DRAIN_S)
-        await asyncio.to_thread(chain.gateway.stop)
 
 
 def _report(args: argparse.Namespace, books: Books, watch: Watch) -> int:

@@ -15,6 +15,9 @@ from wardlink.demo.chain import BUCKET, Chain
 
 WINDOW_NS = 60 * NS_PER_S
 """Points are read back a minute at a time, so that a long demo fits into memory."""
+SETTLE_STARTS_MAX = 3
+SETTLE_S = 2.0
+"""For a gateway to connect and send what it has, before it is asked to stop again."""
 
 _COMMITTED = """
 SELECT d.serial, t.code AS signal, d.id AS device_id, sum(s.point_count)::bigint AS points
@@ -94,6 +97,24 @@ async def close_books(chain: Chain) -> Books:
             _read_back, chain, row["signal"], str(row["device_id"])
         )
     return books
+
+
+async def settle(chain: Chain) -> Books:
+    """Stop the gateway, which sends what it still has, and close the books.
+
+    What is left because its receipt did not come in time is sent after another start; the devices are stopped for
+    that, so that nothing new comes.
+    """
+    await asyncio.to_thread(chain.gateway.stop)
+    for _ in range(SETTLE_STARTS_MAX):
+        _, waiting = await asyncio.to_thread(outbox_tallies, chain)
+        if not waiting:
+            break
+        await asyncio.to_thread(chain.devices.stop)
+        await asyncio.to_thread(chain.gateway.start)
+        await asyncio.sleep(SETTLE_S)
+        await asyncio.to_thread(chain.gateway.stop)
+    return await close_books(chain)
 
 
 def _read_back(chain: Chain, measurement: str, device_id: str) -> tuple[int, int]:

@@ -164,8 +164,9 @@ class Chain:
 
     def kill(self) -> None:
         """End everything at once."""
-        for process in (*self.processes, *self.servers.servers):
+        for process in (self.gateway, self.bridge, *self.servers.servers):
             process.kill()
+        self.devices.stop()  # it has a D-Bus daemon of its own to end
 
     def check(self) -> None:
         """Raise `UnavailableError` with the end of its log if one of wardlink's own processes has ended."""

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gateway.errors import UnavailableError
+from gateway.spool.sqlite_store import SqliteStore
 from wardlink.servers.process import PrivateServer, write_private
 
 
@@ -70,7 +72,14 @@ class Gateway(WardlinkProcess):
         self.outbox = outbox
 
     def _answers(self) -> bool:
-        return self.outbox.exists()
+        store = SqliteStore(self.outbox, read_only=True)
+        try:
+            store.open()
+        except UnavailableError:
+            return False
+        finally:
+            store.close()
+        return True
 
 
 class Bridge(WardlinkProcess):
