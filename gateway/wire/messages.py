@@ -6,11 +6,11 @@ an older reader; an unknown version or schema is an error.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.wire.topics import NAME_PATTERN, VERSION
+from gateway.wire.topics import NAME_PATTERN, NAME_RULE, VERSION
 
 SAMPLES_MAX = 4096
 """Samples in a block: 1 s at 2,000 Hz, twice over."""
@@ -18,12 +18,23 @@ CHANNELS_MAX = 256
 """Channels in a raw block: the largest research headsets."""
 RANGES_MAX = 4096
 """Ranges in one receipt entry; a bridge splits what is longer."""
+ENTRIES_MAX = 1024
+"""Entries of a receipt or a request."""
+SIGNALS_MAX = 32
+"""Signals of one device."""
+INT64_MAX = 2**63 - 1
+EXACT_MAX = 2**53
+"""Largest integer up to which a float64, and so any JSON reader, holds every one."""
 
-Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
 Text = Annotated[str, Meta(max_length=200)]
-TimeNs = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Sequence = Annotated[int, Meta(ge=0, le=2**63 - 2)]
-Count = Annotated[int, Meta(ge=1, le=2**53)]
+TimeNs = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX, description="UTC, ns since 1970-01-01")]
+Sequence = Annotated[int, Meta(ge=0, le=INT64_MAX - 1, description="number of a block in its sequence, never reused")]
+Count = Annotated[int, Meta(ge=1, le=EXACT_MAX)]
+Epoch = Annotated[Name, Meta(description="names the outbox that gave the sequence number, born with it")]
+Signal = Annotated[Name, Meta(description="signal, as its sender names it")]
+Gateway = Annotated[Name, Meta(description="id of the gateway")]
+Device = Annotated[Name, Meta(description="serial number of the device")]
 Version = Literal[1]
 assert VERSION == 1
 
@@ -38,37 +49,68 @@ class Header(Struct, frozen=True):
 class Clock(Struct, frozen=True):
     """Trust in the times of a block."""
 
-    state: Literal["synced", "unsynced", "unknown"]
-    error_ns: Annotated[int, Meta(ge=0)]
+    state: Annotated[
+        Literal["synced", "unsynced", "unknown"],
+        Meta(description="whether the gateway's clock was disciplined; unknown: it cannot tell"),
+    ]
+    error_ns: Annotated[int, Meta(ge=0, le=INT64_MAX, description="bound of |stated - true| time of any sample, ns")]
 
 
 class _Block(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Identity and time axis that all blocks share: either `t0` and `dt` with `n`, or `t`."""
 
     v: Version
-    gateway: Name
-    device: Name
-    signal: Name
-    epoch: Name
+    gateway: Gateway
+    device: Device
+    signal: Signal
+    epoch: Epoch
     seq: Sequence
-    segment: Annotated[int, Meta(ge=0)] = 0
+    segment: Annotated[
+        int, Meta(ge=0, le=INT64_MAX, description="uninterrupted run of the device; never join across two")
+    ] = 0
     clock: Clock
-    n: Annotated[int, Meta(ge=1, le=SAMPLES_MAX)]
-    t0: TimeNs | None = None
-    dt: Annotated[int, Meta(ge=1)] | None = None
-    t: Annotated[list[TimeNs], Meta(min_length=1, max_length=SAMPLES_MAX)] | None = None
+    n: Annotated[int, Meta(ge=1, le=SAMPLES_MAX, description="samples in the block")]
+    t0: Annotated[int, Meta(ge=-(2**63), le=INT64_MAX, description="time of the first sample, UTC ns")] | UnsetType = (
+        UNSET
+    )
+    dt: Annotated[int, Meta(ge=1, le=INT64_MAX, description="from one sample to the next, ns")] | UnsetType = UNSET
+    t: (
+        Annotated[
+            list[TimeNs],
+            Meta(min_length=1, max_length=SAMPLES_MAX, description="time of each sample, strictly increasing"),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
-Values = Annotated[list[float | None], Meta(min_length=1, max_length=SAMPLES_MAX)]
+Values = Annotated[
+    list[float | None], Meta(min_length=1, max_length=SAMPLES_MAX, description="one a sample; null: no value")
+]
+
+
+VitalSignsField = Literal[
+    "heart_rate",
+    "spo2",
+    "systolic_bp",
+    "diastolic_bp",
+    "temperature",
+    "gps_longitude",
+    "gps_latitude",
+    "rr_interval",
+    "perfusion_index",
+    "respiration_rate",
+]
+VITAL_SIGNS_FIELDS: tuple[str, ...] = get_args(VitalSignsField)
 
 
 class BrainState(_Block, frozen=True, kw_only=True):
     """Features of the EEG at 5 Hz: relative band powers, coherence, PLV, spectral entropy."""
 
     schema: Literal["brain_state"]
-    fields: dict[
-        Literal["delta", "theta", "alpha", "beta", "gamma", "coherence", "plv", "entropy"],
-        Values,
+    signal: Literal["brain_state"]
+    fields: Annotated[
+        dict[Literal["delta", "theta", "alpha", "beta", "gamma", "coherence", "plv", "entropy"], Values],
+        Meta(min_length=1, description="columns by name, dimensionless: band powers with sum 1, the others 0..1"),
     ]
 
 
@@ -76,35 +118,49 @@ class VitalSigns(_Block, frozen=True, kw_only=True):
     """Vital signs as a device reports them; null where it gave no value."""
 
     schema: Literal["vital_signs"]
-    fields: dict[
-        Literal[
-            "heart_rate",
-            "spo2",
-            "systolic_bp",
-            "diastolic_bp",
-            "temperature",
-            "gps_longitude",
-            "gps_latitude",
-            "rr_interval",
-            "perfusion_index",
-            "respiration_rate",
-        ],
-        Values,
+    signal: Annotated[
+        Literal["vital_signs", "patient_vitals"],
+        Meta(description="the old name is still met in the wild; receipts repeat the sender's own"),
+    ]
+    fields: Annotated[
+        dict[VitalSignsField, Values],
+        Meta(
+            min_length=1,
+            description="columns by name: heart_rate /min, spo2 %, systolic_bp and diastolic_bp mm[Hg], "
+            "respiration_rate /min (stored as integers); temperature Cel, gps_longitude and gps_latitude deg, "
+            "rr_interval ms, perfusion_index %",
+        ),
     ]
 
 
 class Raw(_Block, frozen=True, kw_only=True):
-    """Raw samples in device counts; physical value = counts x scale. CBOR only.
+    """Raw samples in device counts, in CBOR; physical value = counts x scale.
 
     `counts` is an RFC 8746 array (n, channels) of signed integers, or the packed form of `gateway.wire.packing`;
     `quality` is one integer for all samples or an RFC 8746 array of n.
     """
 
     schema: Literal["raw"]
-    channels: Annotated[list[Name], Meta(min_length=1, max_length=CHANNELS_MAX)]
-    scales: Annotated[list[float], Meta(min_length=1, max_length=CHANNELS_MAX)]
-    counts: Any
-    quality: Any = 0
+    channels: Annotated[list[Name], Meta(min_length=1, max_length=CHANNELS_MAX, description="electrodes, in order")]
+    scales: Annotated[
+        list[float], Meta(min_length=1, max_length=CHANNELS_MAX, description="uV (the signal's unit) a count")
+    ]
+    counts: Annotated[
+        Any,
+        Meta(
+            description="RFC 8746: tag 40 over [[n, channels], typed array of int8, uint8, int16 or int32, "
+            "little-endian]; or {codec: 'delta-shuffle-zstd', data: bytes}: int32 (n, channels), differences along n "
+            "modulo 2^32 from 0, laid out channel after channel, split into 4 planes of bytes of equal weight (least "
+            "first), one zstd frame that states its size"
+        ),
+    ]
+    quality: Annotated[
+        Any,
+        Meta(
+            description="bit k set: electrode k of channels is not usable; an integer for all samples, or a "
+            "one-dimensional RFC 8746 array of n, never negative"
+        ),
+    ] = 0
 
 
 class Loss(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,17 +168,27 @@ class Loss(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     v: Version
     schema: Literal["loss"]
-    gateway: Name
-    device: Name
-    signal: Name
-    """The signal that the samples belonged to; the record itself travels in the sequence `loss`."""
-    epoch: Name
+    gateway: Gateway
+    device: Device
+    signal: Annotated[
+        Name, Meta(description="the signal that the samples belonged to; the record itself is numbered in `loss`")
+    ]
+    epoch: Epoch
     seq: Sequence
-    cause: Literal["radio", "shed", "corrupt", "clock"]
-    first: TimeNs
-    last: TimeNs
-    count: Count
-    sequences: tuple[Sequence, Sequence] | None = None
+    cause: Annotated[
+        Literal["radio", "shed", "corrupt", "clock"],
+        Meta(description="never arrived; given up by a full outbox; damaged on disk; could not be given a time"),
+    ]
+    first: Annotated[TimeNs, Meta(description="time of the first missing sample, UTC ns")]
+    last: Annotated[TimeNs, Meta(description="time of the last missing sample, UTC ns, not before the first")]
+    count: Annotated[Count, Meta(description="missing samples")]
+    sequences: (
+        Annotated[
+            tuple[Sequence, Sequence],
+            Meta(description="first and last block that are gone, where whole blocks were given up"),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class CommittedRanges(Struct, frozen=True):
@@ -131,7 +197,10 @@ class CommittedRanges(Struct, frozen=True):
     device: Name
     signal: Name
     epoch: Name
-    ranges: Annotated[list[tuple[Sequence, Sequence]], Meta(max_length=RANGES_MAX)]
+    ranges: Annotated[
+        list[tuple[Sequence, Sequence]],
+        Meta(max_length=RANGES_MAX, description="[first, last], both included"),
+    ]
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
@@ -140,7 +209,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     v: Version
     schema: Literal["receipt"]
     gateway: Name
-    committed: Annotated[list[CommittedRanges], Meta(max_length=1024)]
+    committed: Annotated[list[CommittedRanges], Meta(max_length=ENTRIES_MAX)]
 
 
 class WantedRange(Struct, frozen=True):
@@ -159,7 +228,7 @@ class ReceiptRequest(Struct, frozen=True, kw_only=True):
     v: Version
     schema: Literal["receipt_request"]
     gateway: Name
-    wanted: Annotated[list[WantedRange], Meta(max_length=1024)]
+    wanted: Annotated[list[WantedRange], Meta(max_length=ENTRIES_MAX)]
 
 
 class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -178,9 +247,18 @@ class SignalMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     signal: Name
     channels: Annotated[list[Name], Meta(max_length=CHANNELS_MAX)]
-    units: Annotated[list[Text], Meta(max_length=CHANNELS_MAX)]
-    """UCUM units, one a channel."""
+    units: Annotated[list[Text], Meta(max_length=CHANNELS_MAX, description="UCUM units, one a channel")]
     rate_hz: float | None = None
+    loinc: (
+        Annotated[list[Text | None], Meta(max_length=CHANNELS_MAX, description="LOINC codes, one a channel")] | None
+    ) = None
+    mdc: (
+        Annotated[
+            list[Text | None],
+            Meta(max_length=CHANNELS_MAX, description="ISO/IEEE 11073-10101 codes, one a channel"),
+        ]
+        | None
+    ) = None
 
 
 class DeviceMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -191,7 +269,7 @@ class DeviceMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gateway: Name
     device: Name
     driver: Name
-    signals: Annotated[list[SignalMeta], Meta(max_length=32)]
+    signals: Annotated[list[SignalMeta], Meta(max_length=SIGNALS_MAX)]
     model: Text | None = None
     firmware: Text | None = None
     battery_pct: Annotated[float, Meta(ge=0, le=100)] | None = None

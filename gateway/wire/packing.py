@@ -15,6 +15,7 @@ from cbor2 import CBORTag
 from numpy.typing import NDArray
 
 from gateway.errors import MalformedError
+from gateway.wire.excerpt import excerpt, reason
 
 _MULTI_DIMENSIONAL_ROW_MAJOR = 40
 """RFC 8746, 3.1.1."""
@@ -77,14 +78,14 @@ def unpack(packed: object, shape: tuple[int, int]) -> NDArray[np.int32]:
         case _:
             raise MalformedError("counts: expected codec and data")
     if codec != CODEC:
-        raise MalformedError(f"counts: codec {codec!r} is not known", hint=f"this version knows {CODEC!r}")
+        raise MalformedError(f"counts: codec {excerpt(codec)} is not known", hint=f"this version knows {CODEC!r}")
     n, channels = shape
     size = n * channels * 4
     try:
         if zstandard.frame_content_size(data) != size:
             raise MalformedError(f"counts: packed data is not of shape {shape}")
-        planes = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+        planes = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise MalformedError(f"counts: zstd says {error}") from None
+        raise MalformedError(f"counts: zstd says {reason(error)}") from None
     steps = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(4, -1).T).view("<u4").reshape(channels, n)
     return np.cumsum(steps, axis=1, dtype=np.uint32).T.view(np.int32)

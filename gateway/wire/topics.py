@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.errors import MalformedError, UnknownVersionError
+from gateway.wire.excerpt import excerpt
 
 ROOT = "wardlink"
 VERSION = 1
@@ -26,9 +27,14 @@ _CLOUD = "_cloud"
 
 NAME_LENGTH_MAX = 80
 """Length of `devices.serial` in the registry; gateway ids and signal names keep to it too."""
-NAME_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._:\-]{{0,{NAME_LENGTH_MAX - 1}}}$"
-"""Names that are safe as one MQTT topic level, with no wildcard, no slash and no reserved first sign."""
+NAME_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._:\-]{{0,{NAME_LENGTH_MAX - 1}}}$(?!\n)"
+"""Names that are safe as one MQTT topic level, with no wildcard, no slash and no reserved first sign.
+
+In Python `$` also matches before a last newline: hence the look-ahead, which says nothing new in JSON Schema."""
+NAME_RULE = f"letters, digits, '.', '_', ':' or '-', a letter or digit first, at most {NAME_LENGTH_MAX}"
 _NAME = re.compile(NAME_PATTERN)
+LEVELS_MAX = 6
+"""Levels of the longest topic: what has more is none of ours."""
 
 
 class TopicKind(StrEnum):
@@ -96,21 +102,21 @@ def bridge_status(bridge: str) -> str:
 
 def parse(topic: str) -> Topic:
     """Read a topic. Raises `UnknownVersionError` or `MalformedError`."""
-    levels = topic.split("/")
+    levels = topic.split("/", LEVELS_MAX)
     if len(levels) < 3 or levels[0] != ROOT:
-        raise MalformedError(f"topic {topic!r} is not one of wardlink's", hint=f"expected {_PREFIX}/<gateway>/…")
+        raise MalformedError(f"topic {excerpt(topic)} is not one of wardlink's", hint=f"expected {_PREFIX}/<gateway>/…")
     if levels[1] != f"v{VERSION}":
         raise UnknownVersionError(
-            f"topic {topic!r} is of contract version {levels[1]!r}, this program knows v{VERSION}",
+            f"topic {excerpt(topic)} is of contract version {excerpt(levels[1])}, this program knows v{VERSION}",
             hint="update the side that is older",
         )
     if levels[2] == _CLOUD:
         if len(levels) == 5 and levels[3] == "status" and is_name(levels[4]):
             return Topic(TopicKind.BRIDGE_STATUS, bridge=levels[4])
-        raise MalformedError(f"topic {topic!r} is not one of wardlink's")
+        raise MalformedError(f"topic {excerpt(topic)} is not one of wardlink's")
     gateway, rest = levels[2], levels[3:]
     if not all(is_name(level) for level in levels[2:]):
-        raise MalformedError(f"topic {topic!r} has a level that is no valid name", hint=f"names match {NAME_PATTERN}")
+        raise MalformedError(f"topic {excerpt(topic)} has a level that is no valid name", hint=f"a name is {NAME_RULE}")
     match rest:
         case ["data", device, signal]:
             return Topic(TopicKind.DATA, gateway, device, signal)
@@ -125,4 +131,6 @@ def parse(topic: str) -> Topic:
         case ["receipt", "request"]:
             return Topic(TopicKind.RECEIPT_REQUEST, gateway)
         case _:
-            raise MalformedError(f"topic {topic!r} is not one of wardlink's", hint="see gateway/wire/asyncapi.json")
+            raise MalformedError(
+                f"topic {excerpt(topic)} is not one of wardlink's", hint="see gateway/wire/asyncapi.json"
+            )
