@@ -25,14 +25,15 @@ Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 
 CONNECT_TIMEOUT_S = 10
 """A server that does not answer by then is away; libpq's own default is to wait for ever."""
-CHECKOUT_TIMEOUT_S = 15.0
-"""How long a caller waits for a free connection before the database counts as away."""
+CHECKOUT_TIMEOUT_S = 6.0
+"""How long a caller waits for a free connection before the database counts as away. A little longer than the pool
+itself tries, so that no caller waits for a pool that has given up."""
 STATEMENT_TIMEOUT_MS = 60_000
 """A batch takes milliseconds; what takes this long hangs on a lock or a dying disk."""
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 60_000
 """A bridge that stalls in mid-transaction must not hold its locks against the others."""
 POOL_RECONNECT_S = 5.0
-"""The pool gives up a broken connection after this; the next caller starts afresh, with no long back-off."""
+"""The pool gives up a broken connection after this; the next caller starts afresh, with no long wait."""
 LISTEN_RETRY_MAX_S = 10.0
 LISTEN_PROBE_S = 15.0
 """A connection that only listens would never notice a silent network: it is asked this often."""

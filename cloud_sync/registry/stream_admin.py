@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
@@ -23,9 +24,9 @@ from cloud_sync.registry.database import Connection
 from cloud_sync.registry.streams import OPENED_BY_OPERATOR, bind_from_template, insert_stream, lock_device
 from gateway.errors import ConfigError, RefusedError
 
-_FIXED_TAGS = (
-    "patient_id, device_id, stream_id, org_id, signal_type, user_id, session_id and time belong to wardlink; "
-    "no leading underscore, no control characters"
+_ALLOWED = (
+    "no empty names, no control characters, no leading underscore; tag keys at most 120 characters, values 240; "
+    "the tags patient_id, device_id, stream_id, org_id, signal_type, user_id, session_id and time belong to wardlink"
 )
 
 
@@ -183,6 +184,15 @@ async def list_streams(
     )
 
 
+@contextmanager
+def _as_typed(what: str) -> Iterator[None]:
+    """What a check of the schema refuses was typed by the operator: say what, and what is allowed."""
+    try:
+        yield
+    except (psycopg.errors.CheckViolation, psycopg.DataError):
+        raise ConfigError(f"{what} cannot be used", hint=_ALLOWED) from None
+
+
 async def add_binding(
     connection: Connection,
     stream_id: UUID,
@@ -195,12 +205,13 @@ async def add_binding(
 ) -> int:
     """One more place for a stream's points from now on; `measurement` is the signal's code where not given."""
     async with connection.transaction():
-        cursor = await connection.execute(
-            "INSERT INTO timeseries_binding (stream_id, influx_org, influx_bucket, measurement, retention_hint) "
-            "SELECT s.id, %s, %s, coalesce(%s, t.code), %s FROM signal_streams s "
-            "JOIN signal_types t ON t.id = s.signal_type_id WHERE s.id = %s ON CONFLICT DO NOTHING RETURNING id",
-            (influx_org, bucket, measurement, retention_hint, stream_id),
-        )
+        with _as_typed(f"binding to bucket {bucket!r}, measurement {measurement!r}"):
+            cursor = await connection.execute(
+                "INSERT INTO timeseries_binding (stream_id, influx_org, influx_bucket, measurement, retention_hint) "
+                "SELECT s.id, %s, %s, coalesce(%s, t.code), %s FROM signal_streams s "
+                "JOIN signal_types t ON t.id = s.signal_type_id WHERE s.id = %s ON CONFLICT DO NOTHING RETURNING id",
+                (influx_org, bucket, measurement, retention_hint, stream_id),
+            )
         row = await cursor.fetchone()
         if row is None:
             known = await connection.execute("SELECT FROM signal_streams WHERE id = %s", (stream_id,))
@@ -227,14 +238,12 @@ async def add_tag(connection: Connection, binding_id: int, key: str, value: str)
 
 
 async def _insert_tag(connection: Connection, binding_id: int, key: str, value: str) -> None:
-    try:
+    with _as_typed(f"tag {key!r} = {value!r}"):
         await connection.execute(
             "INSERT INTO timeseries_binding_tag (binding_id, tag_key, tag_value) VALUES (%s, %s, %s) "
             "ON CONFLICT (binding_id, tag_key) DO UPDATE SET tag_value = excluded.tag_value",
             (binding_id, key, value),
         )
-    except (psycopg.errors.CheckViolation, psycopg.DataError):
-        raise ConfigError(f"tag {key!r} = {value!r} cannot be used", hint=_FIXED_TAGS) from None
 
 
 async def list_bindings(connection: Connection, *, serial: str | None = None, limit: int = 200) -> Rows:
@@ -268,7 +277,7 @@ async def add_template(
     async with connection.transaction():
         org_id = await organization_id(connection, org)
         type_id = await signal_type_id(connection, signal)
-        try:
+        with _as_typed(f"template for {signal}, bucket {bucket!r}, tags {dict(tags or {})}"):
             await connection.execute(
                 "INSERT INTO binding_templates (org_id, signal_type_id, influx_org, influx_bucket, measurement, "
                 "retention_hint, tags) VALUES (%s, %s, %s, %s, %s, %s, %s) "
@@ -276,8 +285,6 @@ async def add_template(
                 "influx_org = excluded.influx_org, retention_hint = excluded.retention_hint, tags = excluded.tags",
                 (org_id, type_id, influx_org, bucket, measurement or signal, retention_hint, Jsonb(dict(tags or {}))),
             )
-        except psycopg.errors.CheckViolation:
-            raise ConfigError(f"template for {signal} cannot be used: {bucket!r}, {tags}", hint=_FIXED_TAGS) from None
         await record_act(connection, "template.add", org=org, signal=signal, bucket=bucket, measurement=measurement)
 
 
