@@ -87,9 +87,8 @@ def auxiliary(packet: bytes) -> Auxiliary:
     words: tuple[int, int, int] = struct.unpack(">3h", packet[26:32])
     if stop == 0xC0:
         # 25 Hz: the nine packets in between carry zeros, which are not a measurement.
-        new = any(words)
         x, y, z = (word * ACCELERATION_G_PER_COUNT for word in words)
-        return Auxiliary(acceleration_g=(x, y, z) if new else None)
+        return Auxiliary(acceleration_g=(x, y, z) if any(words) else None)
     if stop == 0xC1:
         return Auxiliary(words=words)
     if stop in (0xC3, 0xC4):
@@ -114,8 +113,8 @@ class _Step:
     """What the board's text must contain before the next step; empty: the command has no reply."""
 
 
-# `s` gives no reply and a stream may still be in flight; what comes before the reset text is drained unread.
 _STOP = _Step(b"s")
+# A stream may still be in flight: what comes before the reset text is drained unread.
 _RESET = _Step(b"v", _RESET_TEXT)
 # With a Daisy attached every other packet belongs to it; this decoder takes the eight channels of the board.
 _EIGHT_CHANNELS = _Step(b"c", b"daisy removed")
@@ -387,9 +386,7 @@ def _channel_counts(packets: Sequence[bytes]) -> NDArray[np.int32]:
 
 def _check(electrodes: tuple[str, ...], gains: Mapping[str, int]) -> None:
     if not 1 <= len(electrodes) <= CHANNEL_COUNT or len(set(electrodes)) != len(electrodes) or "" in electrodes:
-        raise ConfigError(
-            f"a Cyton has one to {CHANNEL_COUNT} electrodes with different names, not {', '.join(electrodes) or 'none'}"
-        )
+        raise ConfigError(f"a Cyton has one to {CHANNEL_COUNT} electrodes with different names, not {electrodes}")
     for name, gain in gains.items():
         if name not in electrodes:
             raise ConfigError(f"a gain is set for {name!r}, expected one of {', '.join(electrodes)}")

@@ -436,6 +436,13 @@ def test_any_bytes_are_survived_in_bounded_memory(chunks: list[bytes], started: 
         assert len(decoder._text) <= TEXT_BYTES_MAX
 
 
+def test_endless_garbage_is_rejected_and_not_kept() -> None:
+    decoder = streaming()
+    for _ in range(50):
+        assert whole(decoder, bytes(1000)) == [Rejected(1000, "not part of a packet")]
+        assert len(decoder._stray) <= TEXT_BYTES_MAX
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=60))
 def test_the_cut_into_chunks_changes_nothing(sizes: list[int]) -> None:

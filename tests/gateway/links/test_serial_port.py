@@ -233,22 +233,21 @@ async def test_a_port_can_be_opened_again(terminal: Terminal, link: SerialLink) 
     assert len(serial_threads()) == 1
 
 
-async def test_a_cancelled_opening_leaves_no_open_port(terminal: Terminal) -> None:
-    link = SerialLink(terminal.path, 115200)
-    opening = asyncio.create_task(link.open())
+async def test_a_cancelled_opening_leaves_no_open_port(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[serial.Serial] = []
+    really_open = serial_port._open_port
+
+    def open_and_remember(path: str, baud_rate: int) -> serial.Serial:
+        opened.append(really_open(path, baud_rate))
+        return opened[0]
+
+    monkeypatch.setattr(serial_port, "_open_port", open_and_remember)
+    opening = asyncio.create_task(SerialLink(terminal.path, 115200).open())
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-
-    def free() -> bool:
-        try:
-            serial.Serial(terminal.path, exclusive=True).close()
-        except serial.SerialException:
-            return False
-        return True
-
-    await until(free)
+    await until(lambda: bool(opened) and not opened[0].is_open)
 
 
 async def test_no_such_port(tmp_path: Path) -> None:
