@@ -21,6 +21,8 @@ class SignalSpec:
     """Field names, in order."""
     units: tuple[str, ...]
     """UCUM unit of each channel."""
+    full_scale: tuple[int, int] | None = None
+    """Lowest and highest count of the converter, where samples are counts: one that stands there is railed."""
 
 
 @dataclass(frozen=True, slots=True)
