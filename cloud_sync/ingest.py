@@ -20,9 +20,10 @@ from cloud_sync.delivery import Block, Delivery, Unreadable
 from cloud_sync.point_batch import PointBatch
 from cloud_sync.registry import admin, ledger
 from cloud_sync.registry.database import Database
-from cloud_sync.registry.entries import Batch, BlockCommit, BlockKey, DeadLetter, LossCommit, ParkedBlock, Ranges
+from cloud_sync.registry.entries import Batch, BlockCommit, BlockKey, DeadLetter, LossCommit, ParkedBlock, Part, Ranges
 from cloud_sync.timeseries import TimeSeries
 from gateway.errors import MalformedError, RefusedError
+from gateway.samples import SampleBlock
 from gateway.wire.messages import DeviceMeta, Receipt, ReceiptRequest, Status
 
 log = logging.getLogger(__name__)
@@ -232,33 +233,37 @@ def _batch(plan: _Plan, ingest: Ingest) -> Batch:
     parked: list[ParkedBlock] = []
     letters = list(plan.letters)
     for number, bound in enumerate(plan.blocks):
-        block, envelope = bound.block, bound.delivery.envelope
+        block, waiting = bound.block, bound.binding.waiting
         parts = plan.points.parts(number)
-        waiting = bound.binding.waiting
-        refusal = plan.points.refusal(number)
-        if refusal is not None:
+        if unusable := plan.points.unusable(number):
+            # Nothing of it is counted yet: what other places took will be written again, to no effect.
+            parked.append(_parked(bound, block.samples, unusable, ()))
+        elif refusal := plan.points.refusal(number):
             reason, detail = refusal
             if waiting is not None:
                 detail += f"\n{len(waiting)} samples were bound to nobody: {bound.binding.reason}"
             letters.append(replace(bound.delivery.letter(reason, detail), parts=parts))
         elif waiting is not None:
-            parked.append(
-                ParkedBlock(
-                    gateway=block.gateway,
-                    key=block.key,
-                    sequence=block.sequence,
-                    topic=envelope.topic,
-                    content_type=envelope.content_type or "",
-                    payload=envelope.payload,
-                    first_ns=waiting.first_ns,
-                    last_ns=waiting.last_ns,
-                    sample_count=len(waiting),
-                    reason=bound.binding.reason,
-                    parts=parts,
-                    properties=envelope.properties,
-                )
-            )
+            parked.append(_parked(bound, waiting, bound.binding.reason, parts))
         else:
             rate_hz = ingest.rates.get((block.samples.device, block.samples.signal))
             blocks.append(BlockCommit(block.gateway, block.key, block.sequence, parts, rate_hz))
     return Batch(blocks=blocks, losses=plan.losses, parked=parked, letters=letters)
+
+
+def _parked(bound: _Bound, waiting: SampleBlock, reason: str, parts: tuple[Part, ...]) -> ParkedBlock:
+    block, envelope = bound.block, bound.delivery.envelope
+    return ParkedBlock(
+        gateway=block.gateway,
+        key=block.key,
+        sequence=block.sequence,
+        topic=envelope.topic,
+        content_type=envelope.content_type or "",
+        payload=envelope.payload,
+        first_ns=waiting.first_ns,
+        last_ns=waiting.last_ns,
+        sample_count=len(waiting),
+        reason=reason,
+        parts=parts,
+        properties=envelope.properties,
+    )

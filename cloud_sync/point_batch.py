@@ -5,6 +5,7 @@ One request for each organisation and bucket. Knows the store's interface, no le
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ from cloud_sync import points
 from cloud_sync.binding import BoundSamples
 from cloud_sync.line_protocol import UnwritableError
 from cloud_sync.registry.entries import Part
-from cloud_sync.timeseries import Outcome, Refusal, TimeSeries
+from cloud_sync.timeseries import Outcome, PlaceError, Refusal, TimeSeries
 from gateway.errors import RefusedError
+
+log = logging.getLogger(__name__)
 
 LINES_SHOWN_MAX = 5
 """Refused lines that a dead letter quotes; its payload is kept whole."""
@@ -33,6 +36,8 @@ class _Lines:
     counts: list[int] = field(default_factory=list)
     parts: list[_Part] = field(default_factory=list)
     outcome: Outcome | None = None
+    unusable: str = ""
+    """Why this place cannot be written at present."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,9 +82,26 @@ class PointBatch:
     async def write(self, timeseries: TimeSeries) -> None:
         """Write to every place. After an `UnavailableError` it may be called again and goes on where it was."""
         for (org, bucket), lines in self._places.items():
-            if lines.outcome is None:
-                lines.outcome = await timeseries.write(org, bucket, b"".join(lines.texts))
-                _settle(lines, lines.outcome)
+            if lines.outcome is None and not lines.unusable:
+                try:
+                    lines.outcome = await timeseries.write(org, bucket, b"".join(lines.texts))
+                except PlaceError as error:
+                    log.error("%s", error)
+                    lines.unusable = str(error)
+                else:
+                    _settle(lines, lines.outcome)
+
+    def unusable(self, block: int) -> str:
+        """Why a block has to wait: a place that it goes to cannot be written, the others were. Empty: it need not."""
+        parts = self._blocks.get(block, ())
+        return next(
+            (
+                lines.unusable
+                for lines in self._places.values()
+                if lines.unusable and not set(parts).isdisjoint(lines.parts)
+            ),
+            "",
+        )
 
     def parts(self, block: int) -> tuple[Part, ...]:
         """What of a block is stored."""

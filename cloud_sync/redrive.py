@@ -113,7 +113,7 @@ class Redrive:
             except (WireError, RefusedError) as error:
                 await self._bury(message, error.message)
         await points.write(self._timeseries)
-        return await self._settle(bound, points)
+        return await self._settle([message for message in bound if not points.unusable(message.id)], points)
 
     async def _settle(self, bound: Sequence[ParkedMessage], points: PointBatch) -> int:
         parts: list[tuple[Part, ...]] = [points.parts(message.id) for message in bound]

@@ -35,8 +35,14 @@ _GZIP_LEVEL = 1
 """Lines of one series shrink tenfold at any level; higher ones only cost time."""
 _BAD_REQUEST, _NOT_FOUND, _TOO_LARGE, _UNPROCESSABLE = 400, 404, 413, 422
 _DROPPED = re.compile(r"dropped=(\d+)")
+_NO_PLACE = re.compile(r"\b(bucket|organization)\b.*not found")
+"""What 2.x says with 404; without it the whole address is wrong."""
 _ABOUT_THE_DATA = ("partial write", "unable to parse", "field type conflict", "beyond retention", "time outside range")
 """What 1.x says with 400 when the lines are at fault; any other 400 is about the request."""
+
+
+class PlaceError(UnavailableError):
+    """One bucket cannot be written until somebody makes it or mends the binding; the store as a whole works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,8 @@ class TimeSeries(Protocol):
     async def write(self, org: str, bucket: str, lines: bytes) -> Outcome:
         """Store lines (precision ns, each ends in a line feed); when it returns, those not refused are stored.
 
-        Writing the same lines again changes nothing. Raises `UnavailableError`, with any part of them stored.
+        Writing the same lines again changes nothing. Raises `UnavailableError`, with any part of them stored;
+        `PlaceError` where it is about this bucket alone.
         """
 
     async def close(self) -> None:
@@ -137,8 +144,9 @@ class InfluxV2:
             return _Answer(204)
         if answer.status in (_BAD_REQUEST, _TOO_LARGE, _UNPROCESSABLE):
             return answer
-        hint = f"does bucket {bucket!r} exist in organisation {org!r}?" if answer.status == _NOT_FOUND else ""
-        raise _kept(self.where, answer, hint)
+        if answer.status == _NOT_FOUND and _NO_PLACE.search(answer.said):
+            raise PlaceError(f"{self.where}: {_short(answer.said)}", hint=f"make bucket {bucket!r} in {org!r}")
+        raise _kept(self.where, answer)
 
 
 class InfluxV1:
@@ -170,7 +178,7 @@ class InfluxV1:
     def _post(self, _org: str, bucket: str, lines: bytes) -> _Answer:
         answer = self._post_once(bucket, lines)
         if answer.status == _NOT_FOUND and "database not found" in answer.said:
-            self._query(f"CREATE DATABASE {_quoted(bucket)}")
+            self._create(bucket)
             log.info("%s: database %r created", self.where, bucket)
             answer = self._post_once(bucket, lines)
         if answer.is_stored or answer.status == _TOO_LARGE:
@@ -178,6 +186,12 @@ class InfluxV1:
         if answer.status == _BAD_REQUEST and any(words in answer.said for words in _ABOUT_THE_DATA):
             return answer
         raise _kept(self.where, answer)
+
+    def _create(self, database: str) -> None:
+        try:
+            self._query(f"CREATE DATABASE {_quoted(database)}")
+        except _SaidError as error:
+            raise PlaceError(f"{error.message}: {database!r}", hint="mend the binding") from None
 
     def _post_once(self, bucket: str, lines: bytes) -> _Answer:
         url = f"{self._url}/write?{urlencode({'db': bucket, 'precision': 'ns'})}"
@@ -190,7 +204,9 @@ class InfluxV1:
     def _query(self, statement: str) -> None:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         answer = self._request("POST", f"{self._url}/query", urlencode({"q": statement}).encode(), headers)
-        if answer.status != 200 or answer.said:
+        if answer.status == 200 and answer.said:
+            raise _SaidError(f"{self.where} says: {_short(answer.said)}")
+        if answer.status != 200:
             raise _kept(self.where, answer)
 
     def _request(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> _Answer:
@@ -199,6 +215,10 @@ class InfluxV1:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _away(self.where, error) from None
         return _Answer(response.status, _error_in(response.data))
+
+
+class _SaidError(UnavailableError):
+    """A statement that InfluxDB 1.x understood and did not carry out."""
 
 
 def _write_all(post: _Posts, org: str, bucket: str, lines: bytes) -> Outcome:
@@ -262,7 +282,8 @@ def _away(where: str, error: BaseException) -> UnavailableError:
     )
 
 
-def _kept(where: str, answer: _Answer, hint: str = "") -> UnavailableError:
+def _kept(where: str, answer: _Answer) -> UnavailableError:
+    hint = ""
     if answer.status in (401, 403):
         hint = "check the user and the credential influx-password (v1) or influx-token (v2), and its rights"
     said = f": {_short(answer.said)}" if answer.said else ""

@@ -403,3 +403,21 @@ async def test_small_batches_lose_nothing(chain: Any, batch_lines: int) -> None:
             await gateway.send(chain.vitals(first_ns=chain.noon_ns + sequence * 10**10), sequence)
         await gateway.until_receipted("STRAP-1", "vital_signs", *range(30))
     assert len(await chain.points("vital_signs")) == 150
+
+
+async def test_a_binding_to_an_impossible_bucket_holds_up_nobody_else(chain: Any) -> None:
+    async with chain.registry.connection() as connection:
+        await stream_admin.add_template(connection, "ward", "vital_signs", bucket="no/such")
+    await chain.start()
+    async with chain.gateway() as gateway:
+        await gateway.send(chain.vitals(), 0)
+        await gateway.send(chain.eeg(), 0)
+        await gateway.until_receipted("STRAP-1", "vital_signs", 0)
+        await gateway.until_receipted("CYTON-1", "eeg", 0)
+        assert len(await chain.points("eeg")) == 250
+        ((reason,),) = await chain.rows("SELECT reason FROM parked_messages")
+        assert "invalid name" in reason
+        await chain.rows("DELETE FROM timeseries_binding WHERE influx_bucket = 'no/such' RETURNING id")
+        await chain.until_count("parked_messages", 0)
+    assert len(await chain.points("vital_signs")) == 5
+    assert sorted(await chain.rows("SELECT point_count FROM signal_streams")) == [(5,), (250,)]
