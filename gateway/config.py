@@ -33,17 +33,21 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of every table of settings: frozen, and a key that it does not know is an error."""
 
 
-def load(path: Path, settings: type[S]) -> S:
-    """Read `path` and the `conf.d/*.toml` beside it into a settings tree. Raises `ConfigError`.
+_origins: dict[Path, Origins] = {}
+"""Of every configuration read so far, by its main file: `problem` names the file that a key came from."""
+
+
+def load(path: Path, settings: type[S], *, fragments: bool = True) -> S:
+    """Read `path` and, if `fragments`, the `conf.d/*.toml` beside it into a settings tree. Raises `ConfigError`.
 
     Files are read in order of their names; a later value replaces an earlier one, tables are merged,
     and arrays of tables (`[[device]]`) are put one after the other.
     """
     origins: Origins = {}
     tree: dict[str, Any] = {}
-    fragments = sorted((path.parent / "conf.d").glob("*.toml"))
-    for file in (path, *fragments):
+    for file in (path, *(_fragments(path.parent / "conf.d") if fragments else ())):
         _merge(tree, _read(file), (), file, origins)
+    _origins[path] = origins
     try:
         return msgspec.convert(tree, settings)
     except msgspec.ValidationError as error:
@@ -51,25 +55,22 @@ def load(path: Path, settings: type[S]) -> S:
 
 
 def problem(path: Path, key: str, message: str, *, hint: str = "") -> ConfigError:
-    """An error about one key, for checks that a type cannot express."""
-    return ConfigError(f"{path}: {key}: {message}", hint=hint)
+    """An error about one key (`mqtt.tls`, `device[0].port`), for checks that a type cannot express.
+
+    `path` is the main file; the error names the one that has the key.
+    """
+    file = _file_of(_steps(f".{key}"), path, _origins.get(path, {}))
+    return ConfigError(f"{file}: {key}: {message}", hint=hint)
 
 
 def secret(name: str) -> str | None:
     """A secret by name, or None: the file `name` in `$CREDENTIALS_DIRECTORY`, else `$WARDLINK_NAME`.
 
-    Raises `ConfigError` where the credential exists and cannot be read.
+    Raises `ConfigError` where the credential exists and cannot be used.
     """
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder and (file := Path(folder) / name).exists():
-        try:
-            text = file.read_bytes()[: SECRET_BYTES_MAX + 1].decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"credential file {file} cannot be read: {error}") from None
-        if len(text) > SECRET_BYTES_MAX:
-            raise ConfigError(f"credential file {file} has more than {SECRET_BYTES_MAX} bytes")
-        return text.rstrip("\r\n")
-    return os.environ.get(environment_name(name))
+    value = _credential(Path(folder) / name) if folder else None
+    return value if value is not None else os.environ.get(environment_name(name))
 
 
 def required_secret(name: str, needed_for: str) -> str:
@@ -78,7 +79,7 @@ def required_secret(name: str, needed_for: str) -> str:
     if value:
         return value
     raise ConfigError(
-        f"credential {name!r} is missing, needed for {needed_for}",
+        f"credential {name!r} is {'missing' if value is None else 'empty'}, needed for {needed_for}",
         hint=f"LoadCredential={name}:/path in the unit, or the environment variable {environment_name(name)}",
     )
 
@@ -90,7 +91,7 @@ def environment_name(secret_name: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address stays on this machine."""
-    if host in {"localhost", "ip6-localhost"} or host.startswith("/"):
+    if host.lower() in {"localhost", "ip6-localhost"} or host.startswith("/"):
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -98,19 +99,58 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _credential(file: Path) -> str | None:
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(SECRET_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(
+            f"credential file {file} cannot be read: {error.strerror}", hint="check its owner and mode"
+        ) from None
+    if len(raw) > SECRET_BYTES_MAX:
+        raise ConfigError(f"credential file {file} has more than {SECRET_BYTES_MAX} bytes", hint="is it the right one?")
+    try:
+        text = raw.decode().rstrip("\r\n")
+    except UnicodeDecodeError:  # what it says would repeat a part of the secret
+        text = "\0"
+    if "\0" in text:
+        raise ConfigError(f"credential file {file} is not text in UTF-8", hint="write the bare secret into it")
+    return text
+
+
+def _fragments(folder: Path) -> list[Path]:
+    """The `*.toml` of a folder in order; none where it is missing. Not by glob, which hides an unreadable folder."""
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix == ".toml" and not file.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be read: {error.strerror}", hint="the service's user needs to list it"
+        ) from None
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        raw = file.read_bytes()
+        with file.open("rb") as opened:
+            raw = opened.read(CONFIG_BYTES_MAX + 1)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file", hint="--config names the configuration to use") from None
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}", hint="check its owner and mode") from None
     if len(raw) > CONFIG_BYTES_MAX:
-        raise ConfigError(f"{file}: {len(raw)} bytes, at most {CONFIG_BYTES_MAX} are read")
+        raise ConfigError(f"{file}: more than {CONFIG_BYTES_MAX} bytes are not read", hint="is it the right file?")
     try:
         return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}: line {line}: not UTF-8", hint="save the file in the encoding UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(
+            f"{file}: not valid TOML: {error}", hint='a line is: key = 1, key = "text" or [table]'
+        ) from None
 
 
 def _merge(
@@ -135,48 +175,141 @@ def _merge(
             origins[here] = file
 
 
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
-_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$")
-_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$")
+_CHOICE = re.compile(r"^Invalid enum value (?P<value>.*)$", re.DOTALL)
+_PATTERN = re.compile(r"^Expected `str` matching regex ")
+_GOT = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
+_SECRET = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+_ANY = "*"
+"""A step to some value of a table with free keys: msgspec does not say which."""
+
+_TOML_FORMS = {
+    "str": 'text stands in quotes: "…"',
+    "int": "a whole number stands without quotes and point",
+    "float": "a number stands without quotes",
+    "bool": "true or false, without quotes",
+    "array": "a list stands in brackets: […]; tables of a list are headed [[name]]",
+    "object": "a table is headed [name], or stands in braces: {key = 1}",
+}
 
 
 def _explain(text: str, settings: type[msgspec.Struct], main: Path, origins: Origins) -> ConfigError:
     match = _WHERE.match(text)
     what, where = (match["what"], match["path"] or "$") if match else (text, "$")
-    steps = tuple(name or int(number) for name, number in _STEP.findall(where))
+    steps = _steps(where)
+    nodes = _nodes_at(settings, steps)
     hint = ""
     if unknown := _UNKNOWN.match(what):
-        known = _fields_at(settings, steps)
+        known = [field.encode_name for struct in _structs(nodes) for field in struct.fields]
         steps = (*steps, unknown["name"])
         what = "no such key"
         close = difflib.get_close_matches(unknown["name"], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-    file = next((origins[steps[:n]] for n in range(len(steps), 0, -1) if steps[:n] in origins), main)
-    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
-    return ConfigError(f"{file}: {key or 'top level'}: {what[:1].lower()}{what[1:]}", hint=hint)
+        if _SECRET.search(unknown["name"]):
+            hint = "secrets never stand in a TOML file: they are systemd credentials or environment variables"
+    elif missing := _MISSING.match(what):
+        steps = (*steps, missing["name"])
+        what = f"missing, expected {_described(_nodes_at(settings, steps))}"
+        hint = f"add it to {_file_of(steps[:-1], main, origins)}"
+    elif choice := _CHOICE.match(what):
+        what = f"{choice['value']} is not one of the possible values"
+        hint = f"one of {_described(nodes)}"
+    elif _PATTERN.match(what):
+        hint = _described(nodes)
+    elif got := _GOT.match(what):
+        hint = "; ".join(form for name, form in _TOML_FORMS.items() if name in re.split(r"\W+", got["expected"]))
+    elif not what.startswith("Expected"):
+        hint = f"expected {_described(nodes)}"
+    file = _file_of(steps, main, origins)
+    shown = f"{what[:1].lower()}{what[1:]}"
+    return ConfigError(f"{file}: {_key(steps) or 'top level'}: {shown}", hint=hint or f"expected {_described(nodes)}")
 
 
-def _fields_at(settings: type[msgspec.Struct], steps: tuple[str | int, ...]) -> list[str]:
-    """Names that a table of the settings tree may have."""
-    node: msgspec.inspect.Type = msgspec.inspect.type_info(settings)
+def _steps(path: str) -> tuple[str | int, ...]:
+    return tuple(name or (_ANY if number == "..." else int(number)) for name, number in _STEP.findall(path))
+
+
+def _key(steps: tuple[str | int, ...]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
+
+
+def _file_of(steps: tuple[str | int, ...], main: Path, origins: Origins) -> Path:
+    return next((origins[steps[:n]] for n in range(len(steps), 0, -1) if steps[:n] in origins), main)
+
+
+Nodes = list[msgspec.inspect.Type]
+"""The types that a value may have: more than one for a union."""
+
+
+def _nodes_at(settings: type[msgspec.Struct], steps: tuple[str | int, ...]) -> Nodes:
+    nodes: Nodes = [msgspec.inspect.type_info(settings)]
     for step in steps:
-        structs = [part for part in _parts(node) if isinstance(part, msgspec.inspect.StructType)]
-        if isinstance(step, int):
-            lists = [
-                part
-                for part in _parts(node)
-                if isinstance(part, msgspec.inspect.ListType | msgspec.inspect.VarTupleType)
-            ]
-            node = lists[0].item_type
-        else:
-            node = next(field.type for struct in structs for field in struct.fields if field.encode_name == step)
-    return [
-        field.encode_name
-        for part in _parts(node)
-        if isinstance(part, msgspec.inspect.StructType)
-        for field in part.fields
-    ]
+        nodes = [part for node in nodes for part in _inside(node, step)]
+    return [part for node in nodes for part in _parts(node)]
 
 
-def _parts(node: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
-    return node.types if isinstance(node, msgspec.inspect.UnionType) else (node,)
+def _inside(node: msgspec.inspect.Type, step: str | int) -> Nodes:
+    found: Nodes = []
+    for part in _parts(node):
+        bare = _bare(part)
+        match bare:
+            case msgspec.inspect.StructType():
+                found += [field.type for field in bare.fields if field.encode_name == step]
+            case msgspec.inspect.DictType():
+                found.append(bare.value_type)
+            case msgspec.inspect.ListType() | msgspec.inspect.VarTupleType():
+                found.append(bare.item_type)
+            case msgspec.inspect.TupleType() if isinstance(step, int):
+                found += bare.item_types[step : step + 1]
+            case _:
+                continue
+    return found
+
+
+def _parts(node: msgspec.inspect.Type) -> Nodes:
+    bare = _bare(node)
+    return (
+        [part for inner in bare.types for part in _parts(inner)]
+        if isinstance(bare, msgspec.inspect.UnionType)
+        else [node]
+    )
+
+
+def _bare(node: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    return _bare(node.type) if isinstance(node, msgspec.inspect.Metadata) else node
+
+
+def _structs(nodes: Nodes) -> list[msgspec.inspect.StructType]:
+    return [bare for bare in map(_bare, nodes) if isinstance(bare, msgspec.inspect.StructType)]
+
+
+def _described(nodes: Nodes) -> str:
+    """What may stand there, in words an operator knows."""
+    return " or ".join(dict.fromkeys(_word(node) for node in nodes)) or "something else"
+
+
+def _word(node: msgspec.inspect.Type) -> str:
+    match node:
+        case msgspec.inspect.Metadata(type=inner, extra_json_schema=extra):
+            description = (extra or {}).get("description")
+            return str(description) if description else _word(inner)
+        case msgspec.inspect.LiteralType(values=values):
+            return ", ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in values)
+        case msgspec.inspect.StrType(pattern=str(pattern)):
+            return f"text that matches {pattern}"
+        case msgspec.inspect.StrType():
+            return "text"
+        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
+            bounds = ((">", node.gt), (">=", node.ge), ("<", node.lt), ("<=", node.le))
+            return " ".join(["a number", *(f"{sign} {bound}" for sign, bound in bounds if bound is not None)])
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.ListType() | msgspec.inspect.VarTupleType() | msgspec.inspect.TupleType():
+            return "a list"
+        case msgspec.inspect.NoneType():
+            return "nothing"
+        case _:
+            return "a table"
