@@ -15,6 +15,7 @@ from typing import Any
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from gateway.errors import ConfigError
 from gateway.signal.features import Features
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,16 @@ class RedisLive:
     """Keeps the newest state of each wearer in Redis; only the newest waits when Redis is slow."""
 
     def __init__(self, url: str, password: str | None = None) -> None:
-        self._client = redis.asyncio.Redis.from_url(
-            url, password=password, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, decode_responses=True
-        )
+        try:
+            self._client = redis.asyncio.Redis.from_url(
+                url,
+                password=password,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                decode_responses=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"live.redis.url: {error}", hint="expected redis://, rediss:// or unix://") from None
         self._newest: dict[Wearer, Features] = {}
         self._due = asyncio.Event()
         self.problem = ""
@@ -92,7 +100,8 @@ class RedisLive:
             self.problem = ""
 
     async def _write(self, wearer: Wearer, features: Features) -> None:
-        state: dict[Any, Any] = {name: value for name, value in asdict(features).items() if not math.isnan(value)}
+        # float(): redis-py writes the repr of a number, and that of numpy's is no number
+        state: dict[Any, Any] = {name: float(value) for name, value in asdict(features).items() if math.isfinite(value)}
         state |= {"state": state_of(features), "session_id": wearer.session_id or ""}
         key = current_key(wearer.user_id)
         async with self._client.pipeline(transaction=True) as step:

@@ -7,6 +7,8 @@ owned here; everything else runs in the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -20,9 +22,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from gateway.errors import UnavailableError
 from gateway.samples import LOSS, LossCause, LossRecord, SampleBlock
 from gateway.spool import retention
-from gateway.spool.store import DamagedRow, Holding, Range, Row, Store, StoredRow, StreamKey, Tally, identity
+from gateway.spool.store import DamagedRow, Held, Holding, Range, Row, Store, StoredRow, StreamKey, Tally, identity
 from gateway.wire import codec
-from gateway.wire.codec import Identity, Payload
+from gateway.wire.codec import Identity
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +33,8 @@ PENDING_BYTES_MAX = 16 << 20
 """Encoded blocks that wait for a disk that does not take them: about 30 min of one headset."""
 SHED_ROWS_MAX = 512
 """Rows given up in one step, so that a step stays short."""
+SHED_SHARE = 64
+"""Of a full outbox this part is freed at a time: given up one by one, small rows would only turn into loss records."""
 COMMIT_RETRY_S_MAX = 5.0
 
 
@@ -53,12 +57,19 @@ class Outbox:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._next: dict[StreamKey, int] = {}
         self._pending: list[Row] = []
+        """In the order of their sequences, which is kept: what a failed or cancelled step left stays first."""
         self._pending_bytes = 0
-        self._unaccepted: dict[StreamKey, LossRecord] = {}
-        """Blocks that found no room even in memory, one growing record a stream."""
+        self._given_up: dict[int, None] = {}
+        """Rows that go with the next step, in which the records of their loss come."""
+        self._in_step = 0
+        """How many of the pending rows are in the step that is under way."""
+        self._unaccepted: dict[tuple[StreamKey, LossCause], LossRecord] = {}
+        """What found no room even in memory, one growing record a stream and cause."""
+        self._stepping = asyncio.Lock()
         self._due = asyncio.Event()
         self._holding = Holding(0, 0, 0)
         self._commit_began: float | None = None
+        self._is_overfull = False
         self.empty = asyncio.Event()
         """Set while nothing is pending and nothing waits for its receipt."""
         self.problem = ""
@@ -67,7 +78,7 @@ class Outbox:
         """Called in the event loop after every commit."""
 
     async def open(self) -> None:
-        """Open the store. Raises `UnavailableError`, `DamagedError`."""
+        """Open the store. Raises `UnavailableError`, `DamagedError`, `ConfigError`."""
         await self._in_thread(self._store.open)
         tallies = await self._in_thread(self._store.tallies)
         self._next = {key: tally.next_sequence for key, tally in tallies.items()}
@@ -86,13 +97,11 @@ class Outbox:
     def append(self, content: SampleBlock | LossRecord) -> None:
         """Take a block or a loss record; it is accepted with the next commit."""
         self.empty.clear()
-        if self._pending_bytes > PENDING_BYTES_MAX and isinstance(content, SampleBlock):
+        if self._pending_bytes > PENDING_BYTES_MAX:
             self._refuse(content)
             return
-        row = self._row(content)
-        self._pending.append(row)
-        self._pending_bytes += row.size
-        if len(self._pending) >= self._limits.commit_blocks:
+        self._take(self._row(content))
+        if len(self._pending) - self._in_step >= self._limits.commit_blocks:
             self._due.set()
 
     def stalled_s(self) -> float:
@@ -102,72 +111,58 @@ class Outbox:
     async def run(self) -> None:
         """Commit what is pending, every interval or as soon as enough has come, until cancelled."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.commit_interval_s):
                     await self._due.wait()
-            except TimeoutError:
-                pass
             self._due.clear()
             await self.commit()
 
     async def commit(self) -> None:
         """Make everything pending durable now; tries again for as long as the disk does not take it."""
-        if not self._pending:
-            return
-        rows, self._pending = self._pending, []
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(UnavailableError),
-            wait=wait_exponential(multiplier=0.1, max=COMMIT_RETRY_S_MAX),
-            before_sleep=self._log_retry,
-        )
-        committed = threading.Event()
-
-        def append() -> None:
-            self._store.append(rows)
-            committed.set()  # told by the thread itself: a cancelled wait must still learn the outcome
-
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    self._commit_began = time.monotonic()
-                    await self._in_thread(append)
-        finally:
-            self._commit_began = None
-            if not committed.is_set():
-                self._pending = rows + self._pending
-        self.problem = ""
-        self._pending_bytes -= sum(row.size for row in rows)
-        self._look()
-        for key, loss in list(self._unaccepted.items()):
-            del self._unaccepted[key]
-            self.append(loss)
-        await self._shed()
+        async with self._stepping:
+            if not (self._pending or self._given_up):
+                return
+            await self._commit_pending()
+            self._record_unaccepted()
+            try:
+                await self._shed()
+            except UnavailableError as error:
+                log.warning("outbox cannot be kept within its quota now: %s", error)
         self.on_commit()
 
     async def fetch(self, after: int, through: int, limit: int) -> list[StoredRow]:
-        """Committed rows with after < id <= through. Damaged ones are taken out, with a loss record instead."""
-        found = await self._in_thread(self._store.fetch, after, through, limit)
-        damaged = [item.held for item in found if isinstance(item, DamagedRow)]
-        if damaged:
-            records = retention.losses(damaged, LossCause.CORRUPT)
-            log.error("%d damaged rows in the outbox taken out", len(damaged))
-            await self._replace([held.id for held in damaged], records)
-        return [item for item in found if isinstance(item, StoredRow)]
+        """Committed rows with after < id <= through, oldest first; fewer than `limit` only where there are no more.
+
+        Damaged ones are left out; with the next commit they go, and a loss record comes instead.
+        """
+        rows: list[StoredRow] = []
+        while (wanted := limit - len(rows)) > 0:
+            found = await self._in_thread(self._store.fetch, after, through, wanted)
+            rows.extend(item for item in found if isinstance(item, StoredRow) and item.id not in self._given_up)
+            self._give_up_damaged([item.held for item in found if isinstance(item, DamagedRow)])
+            if len(found) < wanted:
+                break
+            last = found[-1]
+            after = last.id if isinstance(last, StoredRow) else last.held.id
+        return rows
 
     async def forget(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
-        """A receipt came: forget these sequences. Returns the ids that are gone; none if the epoch is another."""
-        if epoch != self.epoch:
+        """A receipt came: forget these sequences. Returns the ids that are gone; none if the epoch is another.
+
+        Raises `UnavailableError`.
+        """
+        if epoch != self.epoch or not ranges:
             return []
         removed = await self._in_thread(self._store.remove, device, signal, ranges)
         self._look()
         return removed
 
     async def held(self) -> Mapping[StreamKey, Range]:
-        """Lowest and highest sequence that each stream still has here."""
+        """Lowest and highest sequence that each stream still has here. Raises `UnavailableError`."""
         return await self._in_thread(self._store.held)
 
     async def tallies(self) -> Mapping[StreamKey, Tally]:
-        """What each stream has come to since the outbox was born."""
+        """What each stream has come to since the outbox was born. Raises `UnavailableError`."""
         return await self._in_thread(self._store.tallies)
 
     def identity_of(self, row: Row) -> Identity:
@@ -176,33 +171,78 @@ class Outbox:
 
     async def close(self) -> None:
         """Commit what is pending, once, and close the store."""
-        rows, self._pending = self._pending, []
+        async with self._stepping:
+            self._record_unaccepted()
+            try:
+                if self._pending or self._given_up:
+                    await self._step()
+            except UnavailableError as error:
+                log.error("%d blocks could not be committed at the end: %s", len(self._pending), error)
+            finally:
+                await self._in_thread(self._store.close)
+                self._thread.shutdown(wait=False)
+
+    async def _commit_pending(self) -> None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(UnavailableError),
+            wait=wait_exponential(multiplier=0.1, max=COMMIT_RETRY_S_MAX),
+            before_sleep=self._log_retry,
+        )
+        async for attempt in retrying:
+            with attempt:
+                await self._step()
+        if self.problem:
+            log.info("outbox commits again")
+        self.problem = ""
+
+    async def _step(self) -> None:
+        """One durable step of the store: all that is pending, and what is given up. Only under the lock."""
+        rows, ids = list(self._pending), list(self._given_up)
+        committed = threading.Event()
+
+        def change() -> None:
+            if ids:
+                self._store.replace(ids, rows)
+            else:
+                self._store.append(rows)
+            committed.set()  # told by the thread itself: a cancelled wait must still learn the outcome
+
+        self._in_step = len(rows)
+        self._commit_began = time.monotonic()
         try:
-            if rows:
-                await self._in_thread(self._store.append, rows)
-        except UnavailableError as error:
-            log.error("%d blocks could not be committed at the end: %s", len(rows), error)
+            await self._in_thread(change)
         finally:
-            await self._in_thread(self._store.close)
-            self._thread.shutdown(wait=False)
+            self._commit_began = None
+            self._in_step = 0
+            if committed.is_set():
+                del self._pending[: len(rows)]
+                self._pending_bytes -= sum(row.size for row in rows)
+                for number in ids:
+                    del self._given_up[number]
+                self._look()
 
     def _look(self) -> None:
         """See what the store holds after a step."""
         self._holding = self._store.holding()
-        if not (self._holding.rows or self._pending):
+        if not (self._holding.rows or self._pending or self._unaccepted):
             self.empty.set()
 
-    def _row(self, content: SampleBlock | LossRecord) -> Row:
+    def _take(self, row: Row) -> None:
+        self._pending.append(row)
+        self._pending_bytes += row.size
+
+    def _row(self, content: SampleBlock | LossRecord, sequence: int | None = None) -> Row:
+        """Encode; with the next sequence, unless it is one that was given before."""
         is_loss = isinstance(content, LossRecord)
         signal = LOSS if is_loss else content.signal
         key = (content.device, signal)
-        sequence = self._next.get(key, 0)
-        payload: Payload = codec.encode(Identity(self._gateway, *key, self.epoch, sequence), content)
-        self._next[key] = sequence + 1
+        number = self._next.get(key, 0) if sequence is None else sequence
+        payload = codec.encode(Identity(self._gateway, *key, self.epoch, number), content)
+        self._next[key] = max(number + 1, self._next.get(key, 0))
         return Row(
             device=content.device,
             signal=signal,
-            sequence=sequence,
+            sequence=number,
             first_ns=content.first_ns,
             last_ns=content.last_ns,
             samples=0 if isinstance(content, LossRecord) else len(content),
@@ -211,33 +251,70 @@ class Outbox:
             payload=payload,
         )
 
-    def _refuse(self, block: SampleBlock) -> None:
-        record = LossRecord(
-            block.device, block.signal, LossCause.SHED, block.first_ns, block.last_ns, len(block), sequences=None
-        )
-        key = (block.device, block.signal)
+    def _refuse(self, content: SampleBlock | LossRecord) -> None:
+        if isinstance(content, LossRecord):
+            record = dataclasses.replace(content, sequences=None)
+        else:
+            record = LossRecord(
+                content.device, content.signal, LossCause.SHED, content.first_ns, content.last_ns, len(content)
+            )
+        key = ((record.device, record.signal), record.cause)
         before = self._unaccepted.get(key)
         self._unaccepted[key] = retention.joined(before, record) if before else record
 
-    async def _shed(self) -> None:
-        """Give up rows by class and age until the quota holds."""
-        while (excess := self._holding.size - self._limits.bytes_max) > 0:
-            signals = {signal for _, signal in await self._in_thread(self._store.held)}
-            for group in retention.shed_order(signals):
-                oldest = await self._in_thread(self._store.oldest, group, SHED_ROWS_MAX)
-                chosen = retention.choose(oldest, excess)
-                if chosen:
-                    break
-            else:
-                log.error("outbox is over its quota with nothing left to give up")
-                return
-            records = retention.losses(chosen, LossCause.SHED)
-            log.warning("outbox is full: gave up %d blocks of %s", len(chosen), ", ".join(group))
-            await self._replace([held.id for held in chosen], records)
+    def _record_unaccepted(self) -> None:
+        refused, self._unaccepted = self._unaccepted, {}
+        for loss in refused.values():
+            log.warning("outbox had no room: %d samples of %s %s lost", loss.sample_count, loss.device, loss.signal)
+            self._take(self._row(loss))
 
-    async def _replace(self, ids: Sequence[int], records: Sequence[LossRecord]) -> None:
-        await self._in_thread(self._store.replace, ids, [self._row(record) for record in records])
-        self._look()
+    def _give_up(self, rows: Sequence[Held], cause: LossCause) -> None:
+        """These rows go with the next step, and the records of their loss come with it."""
+        self.empty.clear()
+        named = [held for held in rows if retention.is_named(held)]
+        if len(named) < len(rows):
+            log.error("of %d rows that are given up not even the stream is readable", len(rows) - len(named))
+        for record in retention.losses([held for held in named if held.signal != LOSS], cause):
+            self._take(self._row(record))
+        for held in named:
+            if held.signal == LOSS:
+                # Under its old sequence: if the first issue has arrived, this one is nothing new there.
+                self._take(self._row(retention.reissued(held), held.sequence))
+        self._given_up.update((held.id, None) for held in rows)
+
+    def _give_up_damaged(self, rows: Sequence[Held]) -> None:
+        damaged = [held for held in rows if held.id not in self._given_up]
+        if not damaged:
+            return
+        log.error("%d damaged rows in the outbox are taken out", len(damaged))
+        self._give_up(damaged, LossCause.CORRUPT)
+        self._due.set()
+
+    async def _shed(self) -> None:
+        """Give up rows by class and age until the quota holds, with some room."""
+        if self._holding.size <= self._limits.bytes_max:
+            self._is_overfull = False
+            return
+        enough = self._limits.bytes_max - self._limits.bytes_max // SHED_SHARE
+        while (excess := self._holding.size - enough) > 0:
+            chosen = await self._next_to_shed(excess)
+            if not chosen:
+                if not self._is_overfull:
+                    log.error("outbox is over its quota with nothing left to give up")
+                self._is_overfull = True
+                return
+            self._give_up(chosen, LossCause.SHED)
+            await self._commit_pending()
+
+    async def _next_to_shed(self, excess: int) -> list[Held]:
+        signals = {signal for _, signal in await self._in_thread(self._store.held)}
+        for group in retention.shed_order(signals):
+            oldest = await self._in_thread(self._store.oldest, group, SHED_ROWS_MAX)
+            chosen = retention.choose([held for held in oldest if held.id not in self._given_up], excess)
+            if chosen:
+                log.warning("outbox is full: giving up %d blocks of %s", len(chosen), ", ".join(group))
+                return chosen
+        return []
 
     def _log_retry(self, state: RetryCallState) -> None:
         self.problem = str(state.outcome.exception() if state.outcome else "")
@@ -249,5 +326,9 @@ class Outbox:
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
-            await asyncio.wait({step})
+            while not step.done():
+                with contextlib.suppress(asyncio.CancelledError):  # the first one is on its way already
+                    await asyncio.wait({step})
+            if not step.cancelled():
+                step.exception()  # an unseen failure is no news: its rows are still pending
             raise

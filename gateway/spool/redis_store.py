@@ -1,7 +1,10 @@
 """The outbox in a Redis server beside the gateway, for places that run one anyway.
 
-Rows are a stream, in order of arrival; a sorted set a signal finds them by sequence. Every step is one MULTI.
-Durable only as far as the server is: `appendonly yes` and `appendfsync always`, which is checked at the start.
+Rows are a stream, in order of arrival; a sorted set a stream of samples finds them by sequence. Every step is one
+MULTI. Durable only as far as the server is: what that takes is checked at the start.
+
+A step whose answer was lost may have been carried out, or may be carried out later: its EXEC may still wait in a
+socket. So every step watches the blocks and the owner, and of two steps that saw the same state only one can happen.
 """
 
 from __future__ import annotations
@@ -9,35 +12,69 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from gateway.errors import ConfigError, UnavailableError
+from gateway.errors import ConfigError, DamagedError, UnavailableError
 from gateway.spool.store import DamagedRow, Held, Holding, Range, Row, StoredRow, StreamKey, Tally
 from gateway.wire.codec import Payload
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
+SIZES_AT_ONCE = 10_000
+"""Index entries read in one answer."""
 _SEPARATOR = "\x1f"
 """Between device and signal in a key: no name may contain it."""
 _TALLY = ("next_sequence", "accepted", "lost")
+_DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+"""With any other value a power cut takes what was accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row as the index has it."""
+
+    id: int
+    device: str
+    signal: str
+    size: int
+    lost: int = 0
+    lost_signal: str = ""
+
+    @property
+    def member(self) -> str:
+        return f"{self.id}:{self.size}"
 
 
 class RedisStore:
-    """A `Store` under one prefix of a Redis database, which nobody else may write."""
+    """A `Store` under one prefix of a Redis database, which nobody else may write. `read_only`: to look at it."""
 
-    def __init__(self, url: str, gateway: str, password: str | None = None) -> None:
-        self._client: Any = redis.Redis.from_url(  # Any: redis-py types every answer as a union of all answers
-            url, password=password, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-        )
+    def __init__(self, url: str, gateway: str, password: str | None = None, *, read_only: bool = False) -> None:
+        try:
+            self._client: Any = redis.Redis.from_url(  # Any: redis-py types every answer as a union of all answers
+                url,
+                password=password,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),  # a step that is repeated behind our back would count twice
+            )
+        except ValueError as error:
+            raise ConfigError(f"spool.redis_url: {error}", hint="expected redis://, rediss:// or unix://") from None
         self._prefix = f"wardlink:outbox:{gateway}:"
+        self._read_only = read_only
+        self._owner: bytes | None = secrets.token_hex(8).encode()
         self._epoch = ""
         self._holding = Holding(0, 0, 0)
-        self._unsure = False
-        """The answer to the last step was lost: it may have been carried out."""
+        self._in_doubt = False
+        """The answer to a step was lost: it may have been carried out, or be carried out later."""
+        self._carried_out: set[tuple[str, str, int]] = set()
+        """Rows of steps that turned out to have happened, until their caller tries them again."""
 
     @property
     def epoch(self) -> str:
@@ -45,17 +82,30 @@ class RedisStore:
 
     def open(self) -> None:
         with self._mapped():
-            self._check_durability()
-            self._client.set(self._key("epoch"), secrets.token_hex(8), nx=True)
-            self._epoch = self._client.get(self._key("epoch")).decode()
-            numbers = self._client.mget(self._key("rows"), self._key("size"), self._key("last_id"))
-            self._holding = Holding(*(int(number or 0) for number in numbers))
+            if not self._read_only:
+                self._check_durability()
+                self._take_over()
+                self._client.set(self._key("epoch"), secrets.token_hex(8), nx=True)
+            found = self._client.get(self._key("epoch"))
+            if found is None:
+                raise UnavailableError("outbox in Redis is empty", hint="has its gateway run yet?")
+            self._epoch = found.decode()
+            last_id, row_count = self._place(self._client)
+            self._holding = Holding(row_count, self._total_size(), last_id)
+        self._in_doubt = False
+        self._carried_out.clear()
 
     def append(self, rows: Sequence[Row]) -> None:
-        self._step([], rows)
+        self._step(list, rows)
 
     def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        self._step(self._summaries(ids), rows)
+        def removed() -> list[_Entry]:
+            return [
+                _Entry(held.id, held.device, held.signal, held.size, held.lost, held.lost_signal)
+                for held in self._summaries(ids)
+            ]
+
+        self._step(removed, rows)
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
         if through <= after:
@@ -65,40 +115,35 @@ class RedisStore:
         return [_checked(entry, fields) for entry, fields in found]
 
     def remove(self, device: str, signal: str, ranges: Sequence[Range]) -> list[int]:
-        ids: list[int] = []
-        with self._mapped():
+        def removed() -> list[_Entry]:
+            found: dict[bytes, None] = {}  # ranges may overlap
             for first, last in ranges:
-                found = self._client.zrangebyscore(self._index(device, signal), first, last)
-                ids.extend(int(number) for number in found)
-        self._step(self._summaries(ids), [])
-        return ids
+                found.update(dict.fromkeys(self._client.zrangebyscore(self._index(device, signal), first, last)))
+            return [_entry(device, signal, member) for member in found]
+
+        return [entry.id for entry in self._step(removed, [])]
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         candidates: list[int] = []
-        with self._mapped():
-            for device, signal in self.tallies():
-                if signal in signals:
+        for device, signal in self.tallies():
+            if signal in signals:
+                with self._mapped():
                     found = self._client.zrange(self._index(device, signal), 0, limit - 1)
-                    candidates.extend(int(number) for number in found)
+                candidates.extend(_entry(device, signal, member).id for member in found)
         return self._summaries(sorted(candidates)[:limit])
 
     def held(self) -> Mapping[StreamKey, Range]:
         held: dict[StreamKey, Range] = {}
-        with self._mapped():
-            for key in self.tallies():
+        for key in self.tallies():
+            with self._mapped():
                 ends = [self._client.zrange(self._index(*key), at, at, withscores=True) for at in (0, -1)]
-                if ends[0]:
-                    held[key] = (int(ends[0][0][1]), int(ends[1][0][1]))
+            if ends[0]:
+                held[key] = (int(ends[0][0][1]), int(ends[1][0][1]))
         return held
 
     def tallies(self) -> Mapping[StreamKey, Tally]:
         with self._mapped():
-            found = self._client.hgetall(self._key("tallies"))
-        numbers: dict[StreamKey, dict[str, int]] = {}
-        for field, value in found.items():
-            device, signal, name = field.decode().split(_SEPARATOR)
-            numbers.setdefault((device, signal), {})[name] = int(value)
-        return {key: Tally(*(values.get(name, 0) for name in _TALLY)) for key, values in numbers.items()}
+            return self._tallies(self._client)
 
     def holding(self) -> Holding:
         return self._holding
@@ -106,61 +151,136 @@ class RedisStore:
     def close(self) -> None:
         self._client.close()
 
-    def _step(self, removed: Sequence[Held], rows: Sequence[Row]) -> None:
-        """Forget and add rows, with all that is counted, in one MULTI."""
+    def _step(self, find: Callable[[], list[_Entry]], rows: Sequence[Row]) -> list[_Entry]:
+        """Forget what `find` finds and add rows, with all that is counted, in one MULTI. Returns what was forgotten."""
+        if self._read_only:
+            raise UnavailableError("outbox in Redis was opened to be looked at only")
+        with self._mapped(), self._client.pipeline(transaction=True) as step:
+            step.watch(self._key("blocks"), self._key("owner"))
+            self._see(step)
+            repeated = {(*row.key, row.sequence) for row in rows} & self._carried_out
+            rows = [row for row in rows if (*row.key, row.sequence) not in repeated]
+            removed = find()
+            if not removed and not rows:
+                self._carried_out -= repeated
+                return []
+            next_sequences = {key: tally.next_sequence for key, tally in self._tallies(step).items()}
+            self._refuse_repeated(next_sequences, removed, rows)
+            step.multi()
+            self._queue(step, next_sequences, removed, rows)
+            self._in_doubt = True
+            step.execute()
+        self._in_doubt = False
+        self._carried_out -= repeated
         before = self._holding
-        after = Holding(
+        self._holding = Holding(
             before.rows + len(rows) - len(removed),
-            before.size + sum(row.size for row in rows) - sum(held.size for held in removed),
+            before.size + sum(row.size for row in rows) - sum(entry.size for entry in removed),
             before.last_id + len(rows),
         )
-        if self._unsure and rows and self._was_carried_out(after):
-            return
-        self._unsure = True
-        with self._mapped(), self._client.pipeline(transaction=True) as step:
-            for held in removed:
-                step.xdel(self._key("blocks"), f"{held.id}-1")
-                step.zrem(self._index(held.device, held.signal), held.id)
-            for number, row in enumerate(rows, start=before.last_id + 1):
-                step.xadd(self._key("blocks"), _fields(row), id=f"{number}-1")
-                step.zadd(self._index(*row.key), {str(number): row.sequence})
-                step.hset(self._key("tallies"), _tally(*row.key, "next_sequence"), str(row.sequence + 1))
-                step.hincrby(self._key("tallies"), _tally(*row.key, "accepted"), row.samples)
-                if row.lost:
-                    step.hincrby(self._key("tallies"), _tally(row.device, row.lost_signal, "lost"), row.lost)
-            step.mset(
-                {self._key("rows"): after.rows, self._key("size"): after.size, self._key("last_id"): after.last_id}
-            )
-            step.execute()
-        self._holding, self._unsure = after, False
+        return removed
 
-    def _was_carried_out(self, after: Holding) -> bool:
-        """Whether a step whose answer was lost did happen: repeating it would count its samples twice."""
-        with self._mapped():
-            if int(self._client.get(self._key("last_id")) or 0) != after.last_id:
-                return False
-        self._holding, self._unsure = after, False
-        return True
+    def _queue(
+        self, step: Any, next_sequences: dict[StreamKey, int], removed: Sequence[_Entry], rows: Sequence[Row]
+    ) -> None:
+        """What only forgets uses no command that a Redis out of memory refuses."""
+        tallies = self._key("tallies")
+        for entry in removed:
+            step.xdel(self._key("blocks"), f"{entry.id}-1")
+            step.zrem(self._index(entry.device, entry.signal), entry.member)
+            if entry.lost:
+                step.hincrby(tallies, _tally(entry.device, entry.lost_signal, "lost"), -entry.lost)
+        for number, row in enumerate(rows, start=self._holding.last_id + 1):
+            step.xadd(self._key("blocks"), _fields(row), id=f"{number}-1")
+            step.zadd(self._index(*row.key), {_Entry(number, *row.key, row.size).member: row.sequence})
+            next_sequences[row.key] = max(next_sequences.get(row.key, 0), row.sequence + 1)
+            step.hset(tallies, _tally(*row.key, "next_sequence"), str(next_sequences[row.key]))
+            step.hincrby(tallies, _tally(*row.key, "accepted"), row.samples)
+            if row.lost:
+                step.hincrby(tallies, _tally(row.device, row.lost_signal, "lost"), row.lost)
+
+    def _see(self, step: Any) -> None:
+        """Compare what is there with what we know; where a step was in doubt, learn what became of it."""
+        if step.get(self._key("owner")) != self._owner:
+            raise DamagedError(
+                f"outbox in Redis: another program writes {self._prefix}*", hint="has another gateway the same id?"
+            )
+        last_id, row_count = self._place(step)
+        known = self._holding
+        if (last_id, row_count) == (known.last_id, known.rows):
+            return
+        if not self._in_doubt:
+            raise DamagedError(f"outbox in Redis: somebody else has changed {self._prefix}*")
+        for entry, fields in step.xrange(self._key("blocks"), f"({known.last_id}-1", "+"):
+            held = _held(entry, fields)
+            self._carried_out.add((held.device, held.signal, held.sequence))
+        self._holding = Holding(row_count, self._total_size(), last_id)
+        self._in_doubt = False
+
+    def _refuse_repeated(
+        self, next_sequences: Mapping[StreamKey, int], removed: Sequence[_Entry], rows: Sequence[Row]
+    ) -> None:
+        """A sequence that is here already is refused, unless it takes the place of a row that goes."""
+        going = {entry.member.encode() for entry in removed}
+        for row in rows:
+            if row.sequence < next_sequences.get(row.key, 0):
+                found = self._client.zrangebyscore(self._index(*row.key), row.sequence, row.sequence)
+                if any(member not in going for member in found):
+                    raise DamagedError(f"outbox in Redis: {row.key} {row.sequence} is there already")
+
+    def _place(self, client: Any) -> tuple[int, int]:
+        """The highest id ever given, and how many rows there are."""
+        try:
+            found = client.xinfo_stream(self._key("blocks"))
+        except redis.ResponseError as error:
+            if "no such key" in str(error):
+                return 0, 0
+            raise
+        return int(found["last-generated-id"].split(b"-")[0]), int(found["length"])
+
+    def _total_size(self) -> int:
+        """Of all rows, from the index, which is short."""
+        size = 0
+        for device, signal in self._tallies(self._client):
+            start = 0
+            while found := self._client.zrange(self._index(device, signal), start, start + SIZES_AT_ONCE - 1):
+                size += sum(_entry(device, signal, member).size for member in found)
+                start += SIZES_AT_ONCE
+        return size
+
+    def _tallies(self, client: Any) -> dict[StreamKey, Tally]:
+        numbers: dict[StreamKey, dict[str, int]] = {}
+        for field, value in client.hgetall(self._key("tallies")).items():
+            device, signal, name = field.decode().split(_SEPARATOR)
+            numbers.setdefault((device, signal), {})[name] = int(value)
+        return {key: Tally(*(values.get(name, 0) for name in _TALLY)) for key, values in numbers.items()}
 
     def _summaries(self, ids: Sequence[int]) -> list[Held]:
         if not ids:
             return []
         with self._mapped(), self._client.pipeline(transaction=False) as reads:
-            for number in ids:
+            for number in sorted(set(ids)):
                 reads.xrange(self._key("blocks"), f"{number}-1", f"{number}-1")
             found = reads.execute()
         return [_held(entry, fields) for entries in found for entry, fields in entries]
 
+    def _take_over(self) -> None:
+        """Fence off whoever wrote before: a step that it still has under way watches the owner and fails."""
+        self._client.delete(self._key("owner"))
+        try:
+            self._client.set(self._key("owner"), self._owner)
+        except redis.OutOfMemoryError:
+            self._owner = None  # a full outbox must open all the same, to be emptied
+
     def _check_durability(self) -> None:
         try:
-            settings = {**self._client.config_get("appendonly"), **self._client.config_get("appendfsync")}
+            found = {name: self._client.config_get(name).get(name) for name in _DURABLE}
         except redis.ResponseError:
             log.warning("this Redis does not show its configuration: whether it is durable is not known")
             return
-        if settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always":
-            raise ConfigError(
-                "spool.redis_url: this Redis loses data in a power cut", hint="set appendonly yes, appendfsync always"
-            )
+        wrong = [f"{name} {value}" for name, value in _DURABLE.items() if found[name] != value]
+        if wrong:
+            raise ConfigError("spool.redis_url: this Redis loses data in a power cut", hint="set " + ", ".join(wrong))
 
     def _key(self, name: str) -> str:
         return self._prefix + name
@@ -182,6 +302,11 @@ def _tally(device: str, signal: str, name: str) -> str:
     return _SEPARATOR.join((device, signal, name))
 
 
+def _entry(device: str, signal: str, member: bytes) -> _Entry:
+    number, size = member.split(b":")
+    return _Entry(int(number), device, signal, int(size))
+
+
 def _fields(row: Row) -> dict[Any, Any]:
     return {
         "device": row.device,
@@ -201,8 +326,25 @@ def _fields(row: Row) -> dict[Any, Any]:
 
 
 def _held(entry: bytes, fields: Mapping[bytes, bytes]) -> Held:
-    numbers = (int(fields[name]) for name in (b"sequence", b"first_ns", b"last_ns", b"samples", b"size"))
-    return Held(int(entry.split(b"-")[0]), fields[b"device"].decode(), fields[b"signal"].decode(), *numbers)
+    def number(name: bytes) -> int:
+        digits = fields.get(name, b"")
+        return int(digits) if digits.lstrip(b"-").isdigit() else 0
+
+    def text(name: bytes) -> str:
+        return fields.get(name, b"").decode(errors="replace")
+
+    return Held(
+        id=int(entry.split(b"-")[0]),
+        device=text(b"device"),
+        signal=text(b"signal"),
+        sequence=number(b"sequence"),
+        first_ns=number(b"first_ns"),
+        last_ns=number(b"last_ns"),
+        samples=number(b"samples"),
+        size=number(b"size"),
+        lost=number(b"lost"),
+        lost_signal=text(b"lost_signal"),
+    )
 
 
 def _checked(entry: bytes, fields: Mapping[bytes, bytes]) -> StoredRow | DamagedRow:
@@ -214,8 +356,13 @@ def _checked(entry: bytes, fields: Mapping[bytes, bytes]) -> StoredRow | Damaged
         first_ns=held.first_ns,
         last_ns=held.last_ns,
         samples=held.samples,
-        lost=int(fields[b"lost"]),
-        lost_signal=fields[b"lost_signal"].decode(),
-        payload=Payload(fields[b"content_type"].decode(), fields[b"schema"].decode(), fields[b"payload"]),
+        lost=held.lost,
+        lost_signal=held.lost_signal,
+        payload=Payload(
+            fields.get(b"content_type", b"").decode(errors="replace"),
+            fields.get(b"schema", b"").decode(errors="replace"),
+            fields.get(b"payload", b""),
+        ),
     )
-    return StoredRow(held.id, row) if row.checksum() == int(fields[b"checksum"]) else DamagedRow(held)
+    intact = str(row.checksum()).encode() == fields.get(b"checksum")
+    return StoredRow(held.id, row) if intact else DamagedRow(held)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from gateway.samples import BRAIN_STATE, LOSS, VITAL_SIGNS, LossCause, LossRecord
 from gateway.spool.store import Held
+from gateway.wire import topics
 
 _RANK = {BRAIN_STATE: 1, VITAL_SIGNS: 2}
 RAW_RANK = 0
@@ -43,14 +44,27 @@ def losses(rows: Sequence[Held], cause: LossCause) -> list[LossRecord]:
     """One record for each uninterrupted range of sequences among rows that are given up."""
     records: list[LossRecord] = []
     for row in sorted(rows, key=lambda held: (held.device, held.signal, held.sequence)):
+        first_ns, last_ns = sorted((row.first_ns, row.last_ns))  # of a damaged row anything may be wrong
         record = LossRecord(
-            row.device, row.signal, cause, row.first_ns, row.last_ns, row.samples, (row.sequence, row.sequence)
+            row.device, row.signal, cause, first_ns, last_ns, max(row.samples, 1), (row.sequence, row.sequence)
         )
         if records and follows(records[-1], record):
             records[-1] = joined(records[-1], record)
         else:
             records.append(record)
     return records
+
+
+def is_named(row: Held) -> bool:
+    """Whether a row's stream can be named at all: damage may have taken that too."""
+    names = (row.device, row.signal, row.lost_signal) if row.signal == LOSS else (row.device, row.signal)
+    return all(topics.is_name(name) for name in names) and row.sequence >= 0
+
+
+def reissued(row: Held) -> LossRecord:
+    """What is still known of the loss that a damaged loss record told: all but its cause and sequences."""
+    first_ns, last_ns = sorted((row.first_ns, row.last_ns))
+    return LossRecord(row.device, row.lost_signal, LossCause.CORRUPT, first_ns, last_ns, max(row.lost, 1))
 
 
 def follows(before: LossRecord, after: LossRecord) -> bool:

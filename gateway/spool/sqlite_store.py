@@ -6,6 +6,7 @@ The only file that imports sqlite3. Used from one thread, which the outbox owns.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ FORMAT = 1
 _BUSY_TIMEOUT_S = 5.0
 _CHECKPOINT_PAGES = 1000
 """4 MB of log at most before it goes into the file: damage in a log can hide rows, so it is kept short."""
+_FOLDER_HINT = "does its folder exist, and does it belong to the service's user?"
+_DISK_HINT = "is the disk full, or mounted read-only?"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS outbox (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -49,8 +52,16 @@ CREATE TABLE IF NOT EXISTS tally (
     PRIMARY KEY (device, signal)
 ) STRICT, WITHOUT ROWID;
 """
-_HELD = "id, device, signal, sequence, first_ns, last_ns, samples, size"
-_REST = "lost, lost_signal, content_type, schema, payload, checksum"
+_HELD = "id, device, signal, sequence, first_ns, last_ns, samples, size, lost, lost_signal"
+_REST = "content_type, schema, payload, checksum"
+_TYPES: tuple[type[int | str | bytes], ...] = (
+    *(int, str, str, int, int, int, int, int, int, str),
+    *(str, str, bytes, int),
+)
+_INDEXED_IDENTITY = """
+SELECT device, signal, sequence FROM block INDEXED BY sqlite_autoindex_block_1 WHERE device >= '' AND id = ?
+"""
+"""A row's identity as the index has it: a second copy. The comparison makes the index usable at all."""
 _INSERT = """
 INSERT INTO block (device, signal, sequence, first_ns, last_ns, samples, lost, lost_signal,
                    content_type, schema, payload, size, checksum)
@@ -67,7 +78,7 @@ INSERT INTO tally (device, signal, lost) VALUES (?, ?, ?) ON CONFLICT DO UPDATE 
 
 
 class SqliteStore:
-    """A `Store` in one SQLite file, which nobody else may write."""
+    """A `Store` in one SQLite file, which nobody else may write. `read_only`: to look at it, beside its writer."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -83,8 +94,8 @@ class SqliteStore:
     def open(self) -> None:
         try:
             if not self._read_only:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            mode = "ro" if self._read_only else "rwc"
+                self._create()
+            mode = "ro" if self._read_only else "rw"
             self._connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode={mode}",
                 uri=True,
@@ -93,31 +104,60 @@ class SqliteStore:
                 check_same_thread=False,  # opened and used in the outbox's one thread, closed from wherever it ends
             )
         except (OSError, sqlite3.Error) as error:
-            raise UnavailableError(
-                f"outbox {self.path} cannot be opened: {error}",
-                hint="does its folder exist and belong to the service's user?",
-            ) from None
-        with self._mapped("open"):
-            if not self._read_only:
-                self._prepare()
-            self._epoch = self._scalar_text("SELECT value FROM outbox WHERE key = 'epoch'")
-            rows, size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM block").fetchone()
-            last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'block'").fetchone()
-            self._holding = Holding(rows, size, last[0] if last else 0)
+            raise UnavailableError(f"outbox {self.path} cannot be opened: {error}", hint=_FOLDER_HINT) from None
+        # A damaged text must come to the comparison of checksums, not raise for the whole window that it is in.
+        self._connection.text_factory = lambda raw: raw.decode(errors="replace")
+        try:
+            with self._mapped("open", _FOLDER_HINT):
+                self._check_owner()
+                if not self._read_only:
+                    self._prepare()
+                self._epoch = self._scalar_text("SELECT value FROM outbox WHERE key = 'epoch'")
+                rows, size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM block").fetchone()
+                last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'block'").fetchone()
+                self._holding = Holding(rows, size, last[0] if last else 0)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self) -> None:
+        """Make the file, readable by nobody else from its first moment; its log and index follow its mode."""
+        folder = self.path.absolute().parent
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in missing:
+            _sync_folder(place.parent)  # SQLite syncs the file's own folder, not the folders that this one is in
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+    def _check_owner(self) -> None:
+        """Refuse a database of another program, or of another version of this one, before anything in it changes."""
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if not tables:
+            if self._read_only:
+                raise UnavailableError(f"outbox {self.path} is empty", hint="has its gateway run yet?")
+            return
+        found = self._scalar_text("SELECT value FROM outbox WHERE key = 'format'") if "outbox" in tables else ""
+        if not found:
+            raise DamagedError(f"{self.path} is a database, but no outbox", hint="check spool.path")
+        if found != str(FORMAT):
+            raise DamagedError(f"outbox {self.path} has format {found}, this program writes {FORMAT}")
 
     def _prepare(self) -> None:
         self.path.chmod(0o600)
         run = self._db.execute
-        run("PRAGMA journal_mode = WAL")
+        if (mode := self._scalar_text("PRAGMA journal_mode = WAL")) != "wal":
+            raise UnavailableError(
+                f"outbox {self.path}: its file system gives no write-ahead log, only {mode!r}",
+                hint="spool.path must be on a local disk",
+            )
         run("PRAGMA synchronous = FULL")
         run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
         with self._transaction():
+            for statement in _SCHEMA.split(";"):
+                run(statement)
             run("INSERT OR IGNORE INTO outbox VALUES ('format', ?)", (str(FORMAT),))
             run("INSERT OR IGNORE INTO outbox VALUES ('epoch', ?)", (secrets.token_hex(8),))
-        found = self._scalar_text("SELECT value FROM outbox WHERE key = 'format'")
-        if found != str(FORMAT):
-            raise DamagedError(f"outbox {self.path} has format {found}, this program writes {FORMAT}")
 
     def append(self, rows: Sequence[Row]) -> None:
         with self._mapped("write"):
@@ -126,14 +166,27 @@ class SqliteStore:
             self._account(rows, [])
 
     def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        removed: list[int] = []
         with self._mapped("write"):
-            with self._transaction():
-                for number in ids:
-                    found = self._db.execute("DELETE FROM block WHERE id = ? RETURNING size", (number,)).fetchone()
-                    removed.extend(found or ())
-                self._insert(rows)
-            self._account(rows, removed)
+            try:
+                self._replace(ids, rows)
+            except (sqlite3.OperationalError, sqlite3.IntegrityError):
+                raise
+            except sqlite3.DatabaseError:
+                # The row of an id may no longer fit its index entry, which is why it is being replaced.
+                self._db.execute("REINDEX block")
+                self._replace(ids, rows)
+
+    def _replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
+        sizes: list[int] = []
+        with self._transaction():
+            for number in ids:
+                query = "DELETE FROM block WHERE id = ? RETURNING size, device, lost_signal, lost"
+                for size, device, lost_signal, lost in self._db.execute(query, (number,)).fetchall():
+                    sizes.append(size)
+                    if lost:
+                        self._db.execute(_COUNT_LOST, (device, lost_signal, -lost))
+            self._insert(rows)
+        self._account(rows, sizes)
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
         with self._mapped("read"):
@@ -141,7 +194,7 @@ class SqliteStore:
                 f"SELECT {_HELD}, {_REST} FROM block WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",  # noqa: S608 - constants
                 (after, through, limit),
             )
-            return [_checked(values) for values in cursor.fetchall()]
+            return [self._checked(values) for values in cursor.fetchall()]
 
     def remove(self, device: str, signal: str, ranges: Sequence[Range]) -> list[int]:
         removed: list[tuple[int, int]] = []
@@ -161,7 +214,7 @@ class SqliteStore:
         places = ", ".join("?" * len(signals))
         query = f"SELECT {_HELD} FROM block WHERE signal IN ({places}) ORDER BY id LIMIT ?"  # noqa: S608 - constants
         with self._mapped("read"):
-            return [Held(*values) for values in self._db.execute(query, (*signals, limit)).fetchall()]
+            return [Held(*_typed(values)) for values in self._db.execute(query, (*signals, limit)).fetchall()]
 
     def held(self) -> Mapping[StreamKey, Range]:
         with self._mapped("read"):
@@ -204,6 +257,26 @@ class SqliteStore:
             before.last_id + len(added),
         )
 
+    def _checked(self, values: Sequence[Any]) -> StoredRow | DamagedRow:
+        values = _typed(values)
+        held = Held(*values[:10])
+        content_type, schema, data, checksum = values[10:]
+        row = Row(
+            device=held.device,
+            signal=held.signal,
+            sequence=held.sequence,
+            first_ns=held.first_ns,
+            last_ns=held.last_ns,
+            samples=held.samples,
+            lost=held.lost,
+            lost_signal=held.lost_signal,
+            payload=Payload(content_type, schema, data),
+        )
+        if row.checksum() == checksum:
+            return StoredRow(held.id, row)
+        identity = self._db.execute(_INDEXED_IDENTITY, (held.id,)).fetchone() or values[1:4]
+        return DamagedRow(Held(held.id, *_typed((held.id, *identity))[1:], *values[4:10]))
+
     def _scalar_text(self, query: str) -> str:
         found = self._db.execute(query).fetchone()
         return str(found[0]) if found else ""
@@ -220,35 +293,31 @@ class SqliteStore:
             raise
 
     @contextlib.contextmanager
-    def _mapped(self, doing: str) -> Iterator[None]:
+    def _mapped(self, doing: str, hint: str = _DISK_HINT) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise UnavailableError(
-                f"outbox {self.path}: cannot {doing}: {error}", hint="is the disk full, or mounted read-only?"
-            ) from error
+        except (sqlite3.OperationalError, OSError) as error:
+            raise UnavailableError(f"outbox {self.path}: cannot {doing}: {error}", hint=hint) from error
         except sqlite3.DatabaseError as error:
             raise DamagedError(f"outbox {self.path}: cannot {doing}: {error}") from error
+
+
+def _typed(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Columns of a row, with nothing in place of one that damage gave another type."""
+    return tuple(
+        value if isinstance(value, kind) else kind() for value, kind in zip(values, _TYPES[: len(values)], strict=True)
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _values(row: Row) -> tuple[object, ...]:
     payload = row.payload
     head = (row.device, row.signal, row.sequence, row.first_ns, row.last_ns, row.samples, row.lost, row.lost_signal)
     return (*head, payload.content_type, payload.schema, payload.data, row.size, row.checksum())
-
-
-def _checked(values: Sequence[Any]) -> StoredRow | DamagedRow:
-    held = Held(*values[:8])
-    lost, lost_signal, content_type, schema, data, checksum = values[8:]
-    row = Row(
-        device=held.device,
-        signal=held.signal,
-        sequence=held.sequence,
-        first_ns=held.first_ns,
-        last_ns=held.last_ns,
-        samples=held.samples,
-        lost=lost,
-        lost_signal=lost_signal,
-        payload=Payload(content_type, schema, data),
-    )
-    return StoredRow(held.id, row) if row.checksum() == checksum else DamagedRow(held)

@@ -1,6 +1,7 @@
 """What keeps the outbox's rows: an interface so small that SQLite, Redis and a test's dictionary all fit behind it.
 
-Calls block and are made from one thread. A call that returned is durable; a call that raised has changed nothing.
+Calls block and are made from one thread. A call that returned is durable. One that raised `UnavailableError` may be
+repeated, with more rows after its own, and then counts nothing twice.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Held:
     samples: int
     size: int
     """Bytes that count against the quota."""
+    lost: int
+    lost_signal: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +117,13 @@ class Store(Protocol):
         """Born with the store: sequences of another epoch are other blocks."""
 
     def open(self) -> None:
-        """Open or create. Raises `UnavailableError`, `DamagedError`."""
+        """Open or create. Raises `UnavailableError`, `DamagedError`, `ConfigError`."""
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows and raise their streams' tallies, in one durable step."""
+        """Add rows and raise their streams' tallies, in one durable step.
+
+        Raises `DamagedError` for a sequence that is here already: then somebody else writes too.
+        """
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
         """Rows with after < id <= through, in order, at most `limit`."""
@@ -126,7 +132,10 @@ class Store(Protocol):
         """Forget the rows of these sequences; returns the ids of those that were there."""
 
     def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        """Forget rows by id and add others, in one durable step."""
+        """Forget rows by id and add others, in one durable step; ids that are not here are no error.
+
+        What a forgotten loss record spoke of is no longer counted as lost.
+        """
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         """The oldest rows of these signals, at most `limit`."""

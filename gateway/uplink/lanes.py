@@ -6,9 +6,11 @@ it is everything that is neither backlog nor live.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 
 
 class Lane(Enum):
@@ -32,18 +34,18 @@ class Lanes:
 
     def __init__(self, last_id: int) -> None:
         self._backlog: list[tuple[int, int]] = [(0, last_id)] if last_id else []
+        """Spans (after, through], in order, that do not touch."""
         self._live_after = last_id
 
     def interrupt(self, last_id: int) -> None:
         """The connection was away: what was accepted meanwhile is backlog."""
         if last_id > self._live_after:
-            self._insert(self._live_after, last_id)
+            self._add([(self._live_after, last_id)])
             self._live_after = last_id
 
     def put_back(self, ids: Iterable[int]) -> None:
-        """These must be sent again."""
-        for number in sorted(ids):
-            self._insert(number - 1, number)
+        """These were sent and must be sent again."""
+        self._add([(number - 1, number) for number in ids])
 
     def live(self, last_id: int) -> Span | None:
         """Rows accepted since the connection stands and not yet sent."""
@@ -58,14 +60,16 @@ class Lanes:
         if span.lane is Lane.LIVE:
             self._live_after = max(self._live_after, span.through)
             return
+        start = bisect_right(self._backlog, span.after, key=itemgetter(1))
+        stop = bisect_left(self._backlog, span.through, key=itemgetter(0))
         rest: list[tuple[int, int]] = []
-        for low, high in self._backlog:
+        for low, high in self._backlog[start:stop]:
             rest.extend([(low, min(high, span.after)), (max(low, span.through), high)])
-        self._backlog = [(low, high) for low, high in rest if low < high]
+        self._backlog[start:stop] = [(low, high) for low, high in rest if low < high]
 
-    def _insert(self, after: int, through: int) -> None:
+    def _add(self, spans: Iterable[tuple[int, int]]) -> None:
         merged: list[tuple[int, int]] = []
-        for low, high in sorted([*self._backlog, (after, through)]):
+        for low, high in sorted([*self._backlog, *spans]):
             if merged and low <= merged[-1][1]:
                 merged[-1] = (merged[-1][0], max(merged[-1][1], high))
             else:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 
-from gateway.errors import UnavailableError
+from gateway.errors import RefusedError, UnavailableError
 from gateway.mqtt import MqttSession, Outbound
 from gateway.samples import LOSS
 from gateway.spool.outbox import Outbox
@@ -22,6 +22,8 @@ UNRECEIPTED_MAX = 20_000
 RESEND_CHECKS = 4
 """How often a resend is considered within the time that a hole may stand."""
 FETCH_RETRY_S = 1.0
+DECLINED_RETRY_S = 5.0
+"""A row that a connected broker does not take keeps its place in the window for so long: no faster than that."""
 
 
 class Sender:
@@ -55,7 +57,7 @@ class Sender:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send whenever there is a connection, until cancelled."""
+        """Send whenever there is a connection, until cancelled. Raises `DamagedError` from the outbox."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resend())
             while True:
@@ -95,6 +97,7 @@ class Sender:
                 except UnavailableError:
                     return False
             self._lanes.sent(Span(span.lane, after, stored.id))
+            self._remember(stored.id)
             after = stored.id
         if len(rows) < room:
             self._lanes.sent(Span(span.lane, after, span.through))
@@ -117,30 +120,50 @@ class Sender:
             )
         )
         self._in_flight.add(stored.id)
-        self._sent_at.pop(stored.id, None)
-        if len(self._sent_at) < UNRECEIPTED_MAX:
-            self._sent_at[stored.id] = asyncio.get_running_loop().time()
-        else:
-            self._lanes.put_back([stored.id])
         published.add_done_callback(partial(self._published, stored.id))
 
-    def _published(self, number: int, published: asyncio.Future[None]) -> None:
-        self._in_flight.discard(number)
-        if published.cancelled() or published.exception() is not None:
-            self._sent_at.pop(number, None)
+    def _remember(self, number: int) -> None:
+        """When a row was sent; where that is too much to remember, it waits in the backlog."""
+        self._sent_at.pop(number, None)
+        if len(self._sent_at) < UNRECEIPTED_MAX:
+            self._sent_at[number] = asyncio.get_running_loop().time()
+        else:
             self._lanes.put_back([number])
+
+    def _published(self, number: int, published: asyncio.Future[None]) -> None:
+        error = None if published.cancelled() else published.exception()
+        if isinstance(error, RefusedError):
+            # It stays in the outbox like any row without a receipt; the others go on.
+            log.error("block %d of the outbox is not sent: %s", number, error)
+        elif error is not None and self._session.connected.is_set():
+            log.warning("the broker declines block %d of the outbox: %s", number, error)
+            asyncio.get_running_loop().call_later(DECLINED_RETRY_S, self._give_back, number)
+            return
+        elif error is not None or published.cancelled():
+            self._give_back(number)
+        self._in_flight.discard(number)
+        self._wake.set()
+
+    def _give_back(self, number: int) -> None:
+        self._in_flight.discard(number)
+        self._sent_at.pop(number, None)
+        self._lanes.put_back([number])
         self._wake.set()
 
     async def _resend(self) -> None:
         """Put back what was sent long ago and never receipted, while somebody is there to receipt it."""
         loop = asyncio.get_running_loop()
+        attended_since: float | None = None
         while True:
             await asyncio.sleep(self._resend_after_s / RESEND_CHECKS)
             if not (self.bridge_present and self._session.connected.is_set()):
+                attended_since = None
                 continue
+            attended_since = attended_since or loop.time()
             stale = []
             for number, sent_at in self._sent_at.items():
-                if sent_at > loop.time() - self._resend_after_s:
+                # A bridge that has just come has the broker's queue to read first.
+                if max(sent_at, attended_since) > loop.time() - self._resend_after_s:
                     break
                 if number not in self._in_flight:
                     stale.append(number)

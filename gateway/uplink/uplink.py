@@ -13,13 +13,28 @@ from gateway.spool.outbox import Outbox
 from gateway.uplink.sender import Sender
 from gateway.wire import control, topics
 from gateway.wire.control import ControlMessage
-from gateway.wire.messages import DeviceMeta, Receipt, ReceiptRequest, Status, WantedRange
+from gateway.wire.messages import CommittedRanges, DeviceMeta, Receipt, ReceiptRequest, Status, WantedRange
 from gateway.wire.topics import TopicKind
 
 log = logging.getLogger(__name__)
 
+
+def _version() -> str:
+    try:
+        return version("wardlink")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return ""
+
+
+_VERSION = _version()
+"""Read from the disk, so not in the event loop."""
+
 RECEIPTS_MAX = 1000
 """Receipts that wait for the disk; the broker keeps the others."""
+RECEIPTS_BYTES_MAX = 8 << 20
+"""The same in bytes: above any true receipt, below what garbage could fill."""
+DISK_RETRY_S = 1.0
+"""Between two attempts at an outbox that does not answer."""
 WANTED_MAX = 512
 """Streams in one receipt request."""
 
@@ -43,6 +58,7 @@ class Uplink:
             subscriptions=[topics.receipt(gateway), topics.bridge_status("+")],
             will=_control(topics.status(gateway), self._status(online=False), retain=True),
             receive_maximum=RECEIPTS_MAX,
+            bytes_unacknowledged_max=RECEIPTS_BYTES_MAX,
         )
         self.sender = Sender(
             outbox, self.session, gateway, window_messages=window_messages, resend_after_s=resend_after_s
@@ -85,7 +101,7 @@ class Uplink:
 
     def _status(self, *, online: bool) -> Status:
         since = time.time_ns() if online else None
-        return Status(v=1, schema="status", name=self._gateway, online=online, version=_version(), since=since)
+        return Status(v=1, schema="status", name=self._gateway, online=online, version=_VERSION, since=since)
 
     def _publish(self, message: Outbound) -> None:
         try:
@@ -101,18 +117,30 @@ class Uplink:
             except WireError as error:
                 log.error("message on %s not understood: %s", message.topic, error)
             message.acknowledge()
+            self.session.release(message)
 
     async def _take(self, message: Inbound) -> None:
         match topics.parse(message.topic):
             case topics.Topic(kind=TopicKind.RECEIPT):
                 receipt = control.decode(message.payload, Receipt)
                 for entry in receipt.committed:
-                    gone = await self._outbox.forget(entry.device, entry.signal, entry.epoch, entry.ranges)
-                    self.sender.receipted(gone)
+                    await self._forget(entry)
             case topics.Topic(kind=TopicKind.BRIDGE_STATUS, bridge=bridge):
                 self._bridge(bridge, online=control.decode(message.payload, Status).online)
             case _:
                 log.warning("unexpected message on %s", message.topic)
+
+    async def _forget(self, entry: CommittedRanges) -> None:
+        """Tries again for as long as the disk does not answer."""
+        while True:
+            try:
+                gone = await self._outbox.forget(entry.device, entry.signal, entry.epoch, entry.ranges)
+            except UnavailableError as error:
+                log.warning("a receipt waits: %s", error)
+                await asyncio.sleep(DISK_RETRY_S)
+            else:
+                self.sender.receipted(gone)
+                return
 
     def _bridge(self, name: str, *, online: bool) -> None:
         before = self.sender.bridge_present
@@ -127,7 +155,13 @@ class Uplink:
         while True:
             await self._asking.wait()
             self._asking.clear()
-            held = list((await self._outbox.held()).items())
+            try:
+                held = list((await self._outbox.held()).items())
+            except UnavailableError as error:
+                log.warning("receipts cannot be asked for: %s", error)
+                await asyncio.sleep(DISK_RETRY_S)
+                self._asking.set()
+                continue
             for start in range(0, len(held), WANTED_MAX):
                 wanted = [
                     WantedRange(device, signal, self._outbox.epoch, first, last)
@@ -140,10 +174,3 @@ class Uplink:
 def _control(topic: str, message: ControlMessage, *, retain: bool = False) -> Outbound:
     payload = control.encode(message)
     return Outbound(topic, payload.data, payload.content_type, {"schema": payload.schema}, retain)
-
-
-def _version() -> str:
-    try:
-        return version("wardlink")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return ""
