@@ -37,8 +37,8 @@ QUIET_S = 0.025
 LEAVE_AFTER_S = 10.0
 """A batch that did not get through by then: the stores are away."""
 RETRY_S_MAX = 5.0
-RECEIPTS_S_MAX = 5.0
-"""For the broker to take the receipts of a batch; a gateway that misses one asks."""
+RECEIPTS_UNANSWERED_MAX = 1_000
+"""Receipts that the broker has not yet taken; a gateway that misses one asks."""
 REASON_LENGTH_MAX = 500
 _ABOUT_ONE_MESSAGE = (
     WardlinkError,
@@ -111,6 +111,7 @@ class Consumer:
         self._arrived = asyncio.Event()
         self._is_taking = False
         self._leaving = asyncio.Event()
+        self._unanswered: set[asyncio.Future[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.session = MqttSession(
@@ -219,7 +220,7 @@ class Consumer:
             for message, delivery in zip(messages, deliveries, strict=True):
                 await self._take_alone(message, delivery)
         else:
-            await self._finish(messages, outcome)
+            self._finish(messages, outcome)
 
     async def _take_alone(self, message: Inbound, delivery: Delivery) -> None:
         intake = self._ingest.begin([delivery])
@@ -228,12 +229,12 @@ class Consumer:
         except _ABOUT_ONE_MESSAGE as error:
             log.exception("message on %s is rejected", message.topic)
             outcome = await self._bury(intake, f"{type(error).__name__}: {error}"[:REASON_LENGTH_MAX])
-        await self._finish([message], outcome)
+        self._finish([message], outcome)
 
     async def _bury(self, intake: Intake, reason: str) -> Outcome:
         return await self._through(lambda: intake.bury(reason))
 
-    async def _finish(self, messages: Sequence[Inbound], outcome: Outcome) -> None:
+    def _finish(self, messages: Sequence[Inbound], outcome: Outcome) -> None:
         for message in messages:
             message.acknowledge()
             self.session.release(message)
@@ -243,16 +244,21 @@ class Consumer:
         if outcome.bindings_changed:
             for device in outcome.parked_devices:
                 self._on_parked(device)
-        await self._publish(outcome.receipts)
+        self._publish(outcome.receipts)
 
-    async def _publish(self, found: Sequence[Receipt]) -> None:
-        sent: list[asyncio.Future[None]] = []
-        try:
-            sent += [self.session.publish(receipts.outbound(receipt)) for receipt in found]
-        except UnavailableError as error:
-            log.info("receipts are not sent, their gateways will ask: %s", error)
-        if sent:
-            await asyncio.wait(sent, timeout=RECEIPTS_S_MAX)
+    def _publish(self, found: Sequence[Receipt]) -> None:
+        """Send receipts and do not wait: the broker's answers wait in turn while a full batch is not acknowledged."""
+        for receipt in found:
+            if len(self._unanswered) >= RECEIPTS_UNANSWERED_MAX:
+                log.warning("receipts are not sent, their gateways will ask: the broker does not answer")
+                return
+            try:
+                answer = self.session.publish(receipts.outbound(receipt))
+            except UnavailableError as error:
+                log.info("receipts are not sent, their gateways will ask: %s", error)
+                return
+            self._unanswered.add(answer)
+            answer.add_done_callback(self._unanswered.discard)
 
     async def _through(self, step: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Repeat a step until the stores take it; leave the broker when that takes long."""

@@ -224,13 +224,20 @@ async def test_the_bridge_is_killed_again_and_again(chain: Any, tmp_path: Path) 
 
     process = await start()
     async with chain.gateway() as gateway:
+
+        async def is_online() -> bool:
+            return bool(gateway.bridges.get(settings.bridge.id))
+
+        await chain.wait_for(is_online, "the bridge")
         for round_number in range(3):
             sending = asyncio.create_task(send(chain, gateway, round_number * BLOCKS, (round_number + 1) * BLOCKS))
             await chain.wait_for(more_than(await committed()), "the bridge to commit")
             process.kill()
             await process.wait()
+            gateway.bridges.clear()
             process = await start()
             await sending
         await all_is_there_once(chain, gateway, points=3 * POINTS)
+        await chain.wait_for(is_online, "the bridge")
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 20) == 0
