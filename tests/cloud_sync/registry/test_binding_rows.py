@@ -157,6 +157,18 @@ async def test_emptied_stream_is_not_seen(ward) -> None:
     assert period.to_ns is None
 
 
+async def test_emptied_stream_hides_none_that_runs(ward) -> None:
+    (running,) = (await ask(ward, ward.noon_ns, ward.noon_ns)).periods
+    await ward.stream(ward.noon + HOUR, ward.noon + HOUR)
+    assert (await ask(ward, ward.noon_ns + 2 * ward.hour_ns, ward.noon_ns + 2 * ward.hour_ns)).periods == (running,)
+
+
+async def test_start_of_another_patients_stream_does_not_move(ward) -> None:
+    await ward.stream(ward.noon, None, by="default", patient="B")
+    (late,) = (await ask(ward, ward.noon_ns - 1, ward.noon_ns - 1)).periods
+    assert (late.patient_id, late.to_ns) == (ward.patients["A"], ward.noon_ns)
+
+
 async def test_start_of_a_default_stream_moves_back_for_late_data(ward) -> None:
     (stream,) = (await ask(ward, ward.noon_ns, ward.noon_ns)).periods
     (late,) = (await ask(ward, ward.noon_ns - ward.hour_ns, ward.noon_ns - ward.hour_ns)).periods

@@ -142,6 +142,14 @@ async def test_concurrent_commits_of_the_same_blocks_count_once(ward, stream) ->
     assert await counted(ward) == 250 * len(offered)
 
 
+async def test_concurrent_commits_of_new_keys_do_not_deadlock(ward, stream) -> None:
+    blocks = [block(ward, stream, 0, replace(KEY, epoch=f"epoch-{n}")) for n in range(400)]
+    for turn in range(3):
+        fresh = [replace(entry, key=replace(entry.key, signal=f"s{turn}")) for entry in blocks]
+        found = await asyncio.gather(*(take(ward, *fresh[:: 1 - 2 * (n % 2)]) for n in range(6)))
+        assert sum(map(len, found)) == len(fresh)
+
+
 async def test_nothing_is_recorded_when_a_stream_is_gone(ward, stream) -> None:
     with pytest.raises(RefusedError, match="1 of 2 streams"):
         await take(ward, block(ward, stream, 0), block(ward, uuid4(), 1))
@@ -181,6 +189,12 @@ async def test_parked_blocks_are_kept_committed_and_alerted(ward, stream) -> Non
     assert await ward.rows("SELECT kind, subject, detail, closed_at FROM alerts") == [
         ("parked_data", "NEW-1", "unknown device", None)
     ]
+
+
+async def test_alert_names_the_newest_reason(ward) -> None:
+    await take(ward, parked(ward, 0))
+    await take(ward, replace(parked(ward, 1), reason="no binding"))
+    assert await ward.rows("SELECT detail, closed_at FROM alerts") == [("no binding", None)]
 
 
 async def test_part_of_a_parked_block_that_is_written_is_counted(ward, stream) -> None:

@@ -10,7 +10,7 @@ from cloud_sync.registry import letters
 from cloud_sync.registry.ledger import Batch, BlockKey, DeadLetter, ParkedBlock, Part, commit
 
 
-async def park(ward, sequences, serial: str = "NEW-1") -> None:
+async def park(ward, sequences, serial: str = "NEW-1", connection=None) -> None:
     blocks = [
         ParkedBlock(
             *("gw-1", BlockKey(serial, "eeg", "e"), n, f"t/{n}", "application/cbor", bytes([n])),
@@ -18,8 +18,11 @@ async def park(ward, sequences, serial: str = "NEW-1") -> None:
         )
         for n in sequences
     ]
-    async with ward.database.connection() as connection:
+    if connection is not None:
         await commit(connection, Batch(parked=blocks))
+        return
+    async with ward.database.connection() as own:
+        await commit(own, Batch(parked=blocks))
 
 
 async def bury(ward, *payloads: bytes, gateway: str = "gw-1") -> None:
@@ -92,6 +95,20 @@ async def test_alert_stays_or_reopens_while_data_is_parked_and_settled_at_once(w
         await asyncio.gather(settle(ward, ids, [[part]] * len(ids)), park(ward, [turn * 2 + 1]))
         assert len(await taken(ward)) == 1
         assert await open_alerts(ward) == [("parked_data", "NEW-1")]
+
+
+async def test_alert_is_not_closed_over_data_that_is_being_parked(ward, part) -> None:
+    await park(ward, [0])
+    (message,) = await taken(ward)
+    async with asyncio.timeout(30):
+        async with ward.database.transaction() as bridge:
+            await park(ward, [1], connection=bridge)
+            settling = asyncio.create_task(settle(ward, [message.id], [[part]]))
+            while not await ward.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await ward.run("SELECT pg_sleep(0.01)")
+        await settling
+    assert len(await taken(ward)) == 1
+    assert await open_alerts(ward) == [("parked_data", "NEW-1")]
 
 
 async def test_parked_message_that_is_never_writable_becomes_a_dead_letter(ward) -> None:

@@ -79,6 +79,14 @@ async def test_file_that_fails_leaves_nothing_and_those_before_it(empty: Databas
     assert len(await migrate(empty, folder)) == 1
 
 
+async def test_file_and_its_record_are_one_transaction(empty: Database, folder: Path) -> None:
+    await migrate(empty, folder)
+    (folder / "0005_bad.sql").write_text("CREATE TABLE half (x int); ALTER TABLE schema_migrations RENAME TO lost;")
+    with pytest.raises(UnavailableError, match="schema_migrations"):
+        await migrate(empty, folder)
+    assert [state.applied_at is None for state in await status(empty, folder)] == [False] * 4 + [True]
+
+
 async def test_syntax_error_is_one_of_ours(empty: Database, folder: Path) -> None:
     (folder / "0005_bad.sql").write_text("CREATE TABEL half (x int);")
     with pytest.raises(WardlinkError, match='syntax error at or near "TABEL"'):
