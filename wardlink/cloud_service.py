@@ -51,7 +51,7 @@ def add_commands(
     check = subparsers.add_parser("check-config", parents=[common], help="check the configuration, open nothing")
     check.set_defaults(handler=_check_config)
     tail = subparsers.add_parser("tail", parents=[common], help="show live data as it passes the broker, until Ctrl-C")
-    tail.add_argument("--device", type=_name, default="+", metavar="SERIAL", help="of this device only")
+    tail.add_argument("--device", type=_name, default=None, metavar="SERIAL", help="of this device only")
     tail.add_argument("--signal", type=_name, default=None, help="of this signal only, as eeg or vital_signs")
     tail.set_defaults(handler=_tail)
 
@@ -131,7 +131,9 @@ async def _show_live(args: argparse.Namespace, chosen: Settings) -> int:
 
     # An identity and a session of its own: the bridge's are not touched.
     broker = replace(settings.broker(chosen), client_id=f"wardlink-tail-{token_hex(8)}")
-    session = MqttSession(broker, on_message=take, subscriptions=[topics.data("+", args.device, "+")], clean=True)
+    session = MqttSession(
+        broker, on_message=take, subscriptions=[topics.data("+", args.device or "+", "+")], clean=True
+    )
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(session.run())
         while True:

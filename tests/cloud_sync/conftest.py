@@ -185,6 +185,10 @@ class Chain:
         async with self.registry.connection() as connection:
             return await (await connection.execute(query.encode(), parameters)).fetchall()
 
+    async def run(self, statement: str) -> None:
+        async with self.registry.connection() as connection:
+            await connection.execute(statement.encode())
+
     async def value(self, query: str, *parameters: object) -> Any:
         ((found,),) = await self.rows(query, *parameters)
         return found
