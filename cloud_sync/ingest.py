@@ -236,6 +236,7 @@ def _batch(plan: _Plan, ingest: Ingest) -> Batch:
         block, waiting = bound.block, bound.binding.waiting
         parts = plan.points.parts(number)
         if unusable := plan.points.unusable(number):
+            log.error("device %s waits: %s", block.key.device, unusable)
             # Nothing of it is counted yet: what other places took will be written again, to no effect.
             parked.append(_parked(bound, block.samples, unusable, ()))
         elif refusal := plan.points.refusal(number):

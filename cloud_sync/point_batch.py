@@ -5,7 +5,6 @@ One request for each organisation and bucket. Knows the store's interface, no le
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,6 @@ from cloud_sync.line_protocol import UnwritableError
 from cloud_sync.registry.entries import Part
 from cloud_sync.timeseries import Outcome, PlaceError, Refusal, TimeSeries
 from gateway.errors import RefusedError
-
-log = logging.getLogger(__name__)
 
 LINES_SHOWN_MAX = 5
 """Refused lines that a dead letter quotes; its payload is kept whole."""
@@ -86,7 +83,6 @@ class PointBatch:
                 try:
                     lines.outcome = await timeseries.write(org, bucket, b"".join(lines.texts))
                 except PlaceError as error:
-                    log.error("%s", error)
                     lines.unusable = str(error)
                 else:
                     _settle(lines, lines.outcome)
