@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from rich.markup import escape
-
 from cloud_sync.registry.database import Connection, Database
 from gateway.errors import EXIT_OK
 from wardlink.terminal import show_rows
@@ -101,12 +99,12 @@ def say(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[dict[st
 
 
 def _plain(value: object) -> str | None:
-    """Topics, reasons and models come from outside: nothing in them may steer the terminal or the table's markup."""
+    """Topics, reasons and models come from outside: nothing in them may steer the terminal."""
     if value is None:
         return None
     if isinstance(value, datetime):
         return value.isoformat(" ", "milliseconds")
-    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value)))
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value))
 
 
 def say_list(args: argparse.Namespace, rows: Sequence[dict[str, Any]], columns: str, title: str) -> int:

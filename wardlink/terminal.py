@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gateway.errors import WardlinkError
 
@@ -30,7 +31,7 @@ def show_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_j
     for column in columns:
         table.add_column(column.replace("_", " "))
     for row in rows:
-        table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
+        table.add_row(*(Text("" if row.get(column) is None else str(row[column])) for column in columns))
     console().print(table)
 
 
@@ -42,4 +43,3 @@ def show_error(error: WardlinkError) -> int:
     if error.hint:
         to.print(f"hint: {error.hint}", markup=False)
     return error.exit_code
-
