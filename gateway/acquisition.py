@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -15,12 +16,12 @@ import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_base, wait_random_exponential
 
-from gateway.assembly import RawAssembler, ReadingAssembler
+from gateway.assembly import Emit, RawAssembler, ReadingAssembler
 from gateway.clock import HostClock
 from gateway.devices.base import Decoder, Event, Facts, Missing, Reading, Rejected, Samples, Send, Streaming
 from gateway.devices.registry import Driver
-from gateway.errors import DeviceError, UnavailableError
-from gateway.links.base import Link
+from gateway.errors import UnavailableError, WardlinkError
+from gateway.links.base import Chunk, Link
 from gateway.samples import LossRecord, SampleBlock
 from gateway.settings import Device
 from gateway.signal.features import Features
@@ -28,7 +29,8 @@ from gateway.wire.messages import DeviceMeta, SignalMeta
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S_MAX = 20.0
+BACKOFF_S_MAX = 5.0
+"""Longest pause between two attempts: whoever plugs a device in is not kept waiting."""
 STEADY_S = 10.0
 """A connection that gave data for so long was a good one: the next failure starts the back-off anew."""
 
@@ -81,6 +83,7 @@ class Acquisition:
         self._new_link = link
         self._host = host
         self._outputs = outputs
+        self._newest_ns: dict[str, int] = {}
         self._wait = wait or wait_random_exponential(multiplier=0.25, max=BACKOFF_S_MAX)
         signals = [
             SignalMeta(signal=spec.signal, channels=list(spec.channels), units=list(spec.units), rate_hz=spec.rate_hz)
@@ -94,7 +97,8 @@ class Acquisition:
         """Connect, read, and connect again, until cancelled."""
         while True:
             retrying = AsyncRetrying(
-                retry=retry_if_exception_type((UnavailableError, DeviceError)),
+                # A bug in one driver must not end the other devices: it is logged as one and tried again, too.
+                retry=retry_if_exception_type(Exception),
                 wait=self._wait,
                 before_sleep=self._log_retry,
             )
@@ -112,7 +116,7 @@ class Acquisition:
             await link.open()
             begun = loop.time()
             await self._read(link)
-        except (UnavailableError, DeviceError) as error:
+        except WardlinkError as error:
             if self.condition.state is not State.STREAMING or loop.time() - begun < STEADY_S:
                 raise
             log.warning("%s: %s; connecting again", self.device.serial, error)
@@ -123,7 +127,9 @@ class Acquisition:
     async def _read(self, link: Link) -> None:
         """Read until the link is lost or the data stops. What was complete by then is given out."""
         decoder = self._driver.decoder(self.device.channels)
-        segment = Segment(self.device, decoder, self.condition.segments, self._host, self._outputs)
+        segment = Segment(
+            self.device, decoder, self.condition.segments, self._host, self._outputs, self._emit, self._newest_ns
+        )
         self.condition.segments += 1
         self._change(State.STARTING, "link is open")
         try:
@@ -138,6 +144,8 @@ class Acquisition:
                     timeout_s = self._driver.silence_timeout_s
                     self._change(State.STREAMING, "data flows")
         except TimeoutError:
+            # A device's last words may be waiting in the decoder for the next chunk, which did not come.
+            decoder.receive(Chunk(b"", time.monotonic_ns()))
             raise UnavailableError(
                 f"no data from {link.name} for {timeout_s:g} s", hint="is the device on, charged and in reach?"
             ) from None
@@ -162,6 +170,11 @@ class Acquisition:
         segment.flush_readings()
         return any(isinstance(event, Samples | Reading) for event in events)
 
+    def _emit(self, content: SampleBlock | LossRecord) -> None:
+        if isinstance(content, SampleBlock):
+            self._newest_ns[content.signal] = content.last_ns
+        self._outputs.emit(content)
+
     def _learn(self, facts: Facts) -> None:
         known = {
             name: value for name in ("model", "firmware", "battery_pct") if (value := getattr(facts, name)) is not None
@@ -171,9 +184,12 @@ class Acquisition:
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        self._change(State.WAITING, str(error))
+        bug = None if isinstance(error, WardlinkError) else error
+        reason = str(error) if bug is None else f"internal error, see the log: {bug!r}"
+        self._change(State.WAITING, reason)
         wait_s = state.next_action.sleep if state.next_action else 0.0
-        log.warning("%s: %s; next attempt in %.1f s", self.device.serial, error, wait_s)
+        level = logging.WARNING if bug is None else logging.ERROR
+        log.log(level, "%s: %s; next attempt in %.1f s", self.device.serial, reason, wait_s, exc_info=bug)
 
     def _change(self, state: State, reason: str) -> None:
         if state is not self.condition.state:
@@ -184,23 +200,36 @@ class Acquisition:
 class Segment:
     """The assemblers of one uninterrupted connection: never joined with the one before."""
 
-    def __init__(self, device: Device, decoder: Decoder, number: int, host: HostClock, outputs: Outputs) -> None:
+    def __init__(
+        self,
+        device: Device,
+        decoder: Decoder,
+        number: int,
+        host: HostClock,
+        outputs: Outputs,
+        emit: Emit,
+        newest_ns: Mapping[str, int],
+    ) -> None:
+        """`newest_ns`: newest time (UTC) of each signal so far, behind which all of this segment lies."""
         self._raw: dict[str, RawAssembler] = {}
         self._readings: dict[str, ReadingAssembler] = {}
         self._together: dict[str, list[Reading]] = {}
         for spec in decoder.signals:
             if spec.rate_hz is None:
-                self._readings[spec.signal] = ReadingAssembler(device.serial, spec.signal, number, host, outputs.emit)
+                self._readings[spec.signal] = ReadingAssembler(
+                    device.serial, spec.signal, number, host, emit, newest_ns.get(spec.signal)
+                )
                 continue
             self._raw[spec.signal] = RawAssembler(
                 device.serial,
                 spec,
                 number,
                 host,
-                outputs.emit,
+                emit,
                 raw=device.raw,
                 brain_state=device.brain_state,
                 on_state=partial(outputs.on_state, device),
+                after_ns=newest_ns,
             )
 
     def take(self, event: Samples | Missing | Reading) -> None:

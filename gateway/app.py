@@ -7,13 +7,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from gateway import config, settings
 from gateway.acquisition import Acquisition, Outputs, State
 from gateway.clock import HostClock
 from gateway.devices.registry import DRIVERS, LinkKind
+from gateway.errors import DamagedError
 from gateway.links.base import Link
-from gateway.live.redis_live import RedisLive, Wearer
 from gateway.service import Service, install_signals
 from gateway.settings import Device, Settings
 from gateway.signal.features import Features
@@ -22,12 +23,16 @@ from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Store
 from gateway.uplink.uplink import Uplink
 
+if TYPE_CHECKING:
+    from gateway.live.redis_live import RedisLive
+
 log = logging.getLogger(__name__)
 
 CLOCK_REFRESH_S = 1.0
 STATUS_S = 5.0
 COMMIT_STALL_S = 60.0
 """A commit that is under way for so long without an error is a hung disk: the watchdog may restart us."""
+DAMAGED_HINT = "keep the file, move it out of the way and start again: a new outbox is begun"
 
 
 async def run(chosen: Settings) -> None:
@@ -35,8 +40,8 @@ async def run(chosen: Settings) -> None:
     stop = asyncio.Event()
     install_signals(stop)
     gateway = Gateway(chosen)
-    await gateway.open()
     try:
+        await gateway.open()
         await gateway.run(stop)
     finally:
         await gateway.close()
@@ -54,16 +59,17 @@ class Gateway:
             make_store(chosen), name, Limits(spool.commit_interval_s, spool.commit_blocks, spool.bytes_max)
         )
         self._broker = settings.broker(chosen)
-        self._live = None
-        if chosen.live.redis:
-            self._live = RedisLive(chosen.live.redis.url, config.secret(settings.REDIS_PASSWORD))
+        self._live = _make_live(chosen)
         self._settings = chosen
         self.uplink: Uplink | None = None
         self.acquisitions: list[Acquisition] = []
 
     async def open(self) -> None:
         """Open the outbox; everything else may be away at the start."""
-        await self.outbox.open()
+        try:
+            await self.outbox.open()
+        except DamagedError as error:
+            raise DamagedError(error.message, hint=error.hint or DAMAGED_HINT) from error
         name, uplink = self._settings.gateway.id, self._settings.uplink
         self.uplink = Uplink(
             self.outbox,
@@ -118,6 +124,8 @@ class Gateway:
 
     def _show(self, device: Device, features: Features) -> None:
         if self._live and device.user_id:
+            from gateway.live.redis_live import Wearer  # noqa: PLC0415 - loaded already, when there is a live view
+
             self._live.show(Wearer(device.user_id, device.session_id), features)
 
     async def _refresh_clock(self) -> None:
@@ -143,7 +151,20 @@ class Gateway:
         ]
         if self.outbox.problem:
             parts.insert(0, f"OUTBOX: {self.outbox.problem}")
+        parts.extend(
+            f"{one.device.serial} {one.condition.state}: {one.condition.reason}"
+            for one in self.acquisitions
+            if one.condition.state is not State.STREAMING
+        )
         return "; ".join(parts)
+
+
+def _make_live(chosen: Settings) -> RedisLive | None:
+    if chosen.live.redis is None:
+        return None
+    from gateway.live.redis_live import RedisLive  # noqa: PLC0415 - 6 MB that most gateways need not hold
+
+    return RedisLive(chosen.live.redis.url, config.secret(settings.REDIS_PASSWORD))
 
 
 def make_store(chosen: Settings, *, read_only: bool = False) -> Store:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +19,35 @@ from gateway.samples import (
     BRAIN_STATE,
     BRAIN_STATE_FIELDS,
     BRAIN_STATE_PERIOD_NS,
+    EEG,
     NS_PER_S,
     QUALITY,
     ClockStamp,
+    ClockState,
     Column,
     LossCause,
     LossRecord,
     SampleBlock,
 )
 from gateway.signal.features import FeatureEngine, Features
-from gateway.signal.quality import quality_bits, railed
+from gateway.signal.quality import COUNTS_24_BIT, quality_bits, railed
 
 Emit = Callable[[SampleBlock | LossRecord], None]
 
 SETTLE_EVENTS_MAX = 4096
 """Events held until the time axis is known: a second of a 2,000 Hz stream, one event a sample, twice over."""
+BLOCK_SAMPLES_MAX = 4096
+"""Of one raw block, as the wire contract has it."""
 READING_ERROR_NS = NS_PER_S // 10
 """Bound for the way of a reading from the sensor to the host: a BLE connection interval and a queue."""
+
+
+NOT_YET: Mapping[str, int] = MappingProxyType({})
+"""The newest times of a device of which nothing came so far."""
+
+_BEST = ClockStamp(ClockState.SYNCED, 0)
+_TRUST = (ClockState.SYNCED, ClockState.UNKNOWN, ClockState.UNSYNCED)
+"""From the most to the least trustworthy."""
 
 
 def nothing(_state: Features) -> None:
@@ -55,7 +68,9 @@ class RawAssembler:
         raw: bool = True,
         brain_state: bool = False,
         on_state: Callable[[Features], None] = nothing,
+        after_ns: Mapping[str, int] = NOT_YET,
     ) -> None:
+        """`after_ns`: newest time (UTC) of each signal in the segment before, behind which this one must lie."""
         assert spec.rate_hz is not None
         self._device = device
         self._spec = spec
@@ -63,16 +78,19 @@ class RawAssembler:
         self._host = host
         self._emit = emit
         self._raw = raw
-        self._clock = SampleClock(spec.rate_hz)
-        self._block_samples = round(spec.rate_hz)
+        newest_ns = after_ns.get(spec.signal)
+        self._clock = SampleClock(spec.rate_hz, None if newest_ns is None else host.monotonic_ns(newest_ns))
+        self._block_samples = min(max(1, round(spec.rate_hz)), BLOCK_SAMPLES_MAX)
         self._held: list[Samples | Missing] = []
         self._line: TimeLine | None = None
         self._parts: list[Samples] = []
         self._count = 0
+        self._placed_through: int | None = None
+        """The newest sample that has a time."""
         self._steps_seen = host.steps
         self._states = (
-            StateAssembler(device, segment, spec, host, emit, on_state)
-            if brain_state and spec.signal == "eeg"
+            StateAssembler(device, segment, spec, host, emit, on_state, after_ns.get(BRAIN_STATE))
+            if brain_state and spec.signal == EEG
             else None
         )
 
@@ -101,6 +119,10 @@ class RawAssembler:
         if isinstance(event, Missing):
             self._lose(event)
             return
+        if self._host.steps != self._steps_seen:
+            self._steps_seen = self._host.steps
+            if self._states:
+                self._states.interrupt()
         start = 0
         while start < len(event):
             line = self._begin_block(event.index + start) if self._line is None else self._line
@@ -108,6 +130,7 @@ class RawAssembler:
             part = _part(event, start, stop)
             self._parts.append(part)
             self._count += stop - start
+            self._placed_through = event.index + stop - 1
             if self._states:
                 self._states.push(part, line)
             if self._count >= self._block_samples:
@@ -115,11 +138,9 @@ class RawAssembler:
             start = stop
 
     def _begin_block(self, index: int) -> TimeLine:
-        self._line = self._clock.line_from(index)
-        if self._clock.jumped or self._host.steps != self._steps_seen:
-            self._steps_seen = self._host.steps
-            if self._states:
-                self._states.interrupt()
+        self._line = self._clock.line_from(index, self._placed_through)
+        if self._clock.jumped and self._states:
+            self._states.interrupt()
         return self._line
 
     def _close_block(self) -> None:
@@ -131,7 +152,7 @@ class RawAssembler:
         count = parts[-1].index + len(parts[-1]) - first
         names = self._spec.channels
         columns: dict[str, Column] = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
-        columns[QUALITY] = _quality([columns[name] for name in names])
+        columns[QUALITY] = quality_bits(_railed(columns, self._spec))
         start_ns = self._host.utc_ns(line.at(first))
         times_ns = start_ns + line.period_ns * np.arange(count, dtype=np.int64)
         stamp = self._host.stamp
@@ -141,12 +162,17 @@ class RawAssembler:
         )
 
     def _lose(self, event: Missing) -> None:
-        line = self._line or self._clock.line_from(event.index)
+        line = self._line
+        if line is None and self._clock.observed:
+            line = self._clock.line_from(event.index, self._placed_through)
         self._close_block()
         if self._states:
             self._states.interrupt()
-        first_ns = self._host.utc_ns(line.at(event.index))
-        last_ns = self._host.utc_ns(line.at(event.index + event.count - 1))
+        if line is None:  # nothing ever arrived that could tell when it was
+            first_ns = last_ns = self._host.now_ns()
+        else:
+            first_ns = self._host.utc_ns(line.at(event.index))
+            last_ns = self._host.utc_ns(line.at(event.index + event.count - 1))
         self._emit(LossRecord(self._device, event.signal, LossCause.RADIO, first_ns, last_ns, event.count))
 
 
@@ -166,11 +192,12 @@ class StateAssembler:
         host: HostClock,
         emit: Emit,
         on_state: Callable[[Features], None],
+        after_ns: int | None = None,
     ) -> None:
         assert spec.rate_hz is not None
         self._device = device
         self._segment = segment
-        self._channels = spec.channels
+        self._spec = spec
         self._host = host
         self._emit = emit
         self._on_state = on_state
@@ -178,18 +205,25 @@ class StateAssembler:
         self._latency_ns = round(self._engine.latency_s * NS_PER_S)
         self._due_ns: int | None = None
         """Grid point of the next state, UTC."""
+        self._after_ns = after_ns
+        """Grid point that a state already has."""
+        self._line_error_ns = 0
         self._times: list[int] = []
         self._rows: list[tuple[float, ...]] = []
-        self._error_ns = 0
+        self._stamp = _BEST
+        """The trust that the least trustworthy of the rows deserves: the clock may be set before they are given out."""
 
     def push(self, part: Samples, line: TimeLine) -> None:
         """Take the next samples, whose times lie on this line."""
-        uv = np.stack([_physical(part, name) for name in self._channels], axis=1)
-        bad = railed(np.stack([part.columns[name] for name in self._channels], axis=1))
-        self._error_ns = line.error_ns
+        uv = np.stack([_physical(part, name) for name in self._spec.channels], axis=1)
+        bad = _railed(part.columns, self._spec)
+        # the window ends with the last sample before the grid point: up to a period too early
+        self._line_error_ns = line.error_ns + line.period_ns
         start_ns = self._host.utc_ns(line.at(part.index))
         if self._due_ns is None:
             self._due_ns = _grid_after(start_ns - self._latency_ns)
+            if self._after_ns is not None:
+                self._due_ns = max(self._due_ns, self._after_ns + BRAIN_STATE_PERIOD_NS)
         done = 0
         while done < len(part):
             # samples up to and including the last one that is not later than the grid point's own window end
@@ -213,18 +247,21 @@ class StateAssembler:
             return
         table = np.array(self._rows, dtype=np.float64)
         columns: dict[str, Column] = {name: table[:, k].copy() for k, name in enumerate(BRAIN_STATE_FIELDS)}
-        stamp = self._host.stamp
-        clock = ClockStamp(stamp.state, stamp.error_ns + self._error_ns)
         times_ns = np.array(self._times, dtype=np.int64)
-        self._times, self._rows = [], []
-        self._emit(SampleBlock(self._device, BRAIN_STATE, times_ns, columns, clock, self._segment))
+        stamp = self._stamp
+        self._times, self._rows, self._stamp = [], [], _BEST
+        self._emit(SampleBlock(self._device, BRAIN_STATE, times_ns, columns, stamp, self._segment))
 
     def _step(self) -> None:
         assert self._due_ns is not None
         state = self._engine.step()
-        if state is not None and not math.isnan(state.alpha):
+        if state is None or math.isnan(state.alpha):
+            self.flush()  # a block has no gap inside
+        else:
             self._times.append(self._due_ns)
             self._rows.append(astuple(state))
+            self._stamp = _worse(self._stamp, self._host.stamp, self._line_error_ns)
+            self._after_ns = self._due_ns
             self._on_state(state)
         self._due_ns += BRAIN_STATE_PERIOD_NS
         if self._due_ns % NS_PER_S == 0:
@@ -234,13 +271,15 @@ class StateAssembler:
 class ReadingAssembler:
     """Readings of a device that reports when it likes: a block for what came together."""
 
-    def __init__(self, device: str, signal: str, segment: int, host: HostClock, emit: Emit) -> None:
+    def __init__(
+        self, device: str, signal: str, segment: int, host: HostClock, emit: Emit, after_ns: int | None = None
+    ) -> None:
         self._device = device
         self._signal = signal
         self._segment = segment
         self._host = host
         self._emit = emit
-        self._last_ns = -(2**63)
+        self._last_ns = -(2**63) if after_ns is None else after_ns
 
     def take(self, readings: Sequence[Reading]) -> None:
         """Take readings that came together, oldest first."""
@@ -261,6 +300,11 @@ class ReadingAssembler:
         self._emit(block)
 
 
+def _worse(so_far: ClockStamp, host: ClockStamp, line_error_ns: int) -> ClockStamp:
+    state = max(so_far.state, host.state, key=_TRUST.index)
+    return ClockStamp(state, max(so_far.error_ns, host.error_ns + line_error_ns))
+
+
 def _grid_after(time_ns: int) -> int:
     """The first grid point that is not before this time."""
     return -(-time_ns // BRAIN_STATE_PERIOD_NS) * BRAIN_STATE_PERIOD_NS
@@ -277,5 +321,10 @@ def _physical(part: Samples, name: str) -> NDArray[np.float64]:
     return part.columns[name].astype(np.float64) * part.scales.get(name, 1.0)
 
 
-def _quality(channels: Sequence[Column]) -> NDArray[np.int64]:
-    return quality_bits(railed(np.stack(channels, axis=1)))
+def _railed(columns: Mapping[str, Column], spec: SignalSpec) -> NDArray[np.bool_]:
+    """Bool (n, channels). Physical values have no rails that could be seen."""
+    channels = [columns[name] for name in spec.channels]
+    if not all(np.issubdtype(column.dtype, np.integer) for column in channels):
+        return np.zeros((len(channels[0]), len(channels)), dtype=np.bool_)
+    counts = np.stack([column.astype(np.int64, copy=False) for column in channels], axis=1)
+    return railed(counts, spec.full_scale or COUNTS_24_BIT)
