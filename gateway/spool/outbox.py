@@ -33,8 +33,10 @@ PENDING_BYTES_MAX = 16 << 20
 """Encoded blocks that wait for a disk that does not take them: about 30 min of one headset."""
 SHED_ROWS_MAX = 512
 """Rows given up in one step, so that a step stays short."""
-SHED_SHARE = 64
-"""Of a full outbox this part is freed at a time: given up one by one, small rows would only turn into loss records."""
+SHED_BYTES = 1 << 20
+SHED_SHARE = 16
+"""A full outbox frees so much at a time, or this part of its quota if that is less: given up one by one, small rows
+would only turn into loss records of their own size."""
 COMMIT_RETRY_S_MAX = 5.0
 
 
@@ -295,7 +297,7 @@ class Outbox:
         if self._holding.size <= self._limits.bytes_max:
             self._is_overfull = False
             return
-        enough = self._limits.bytes_max - self._limits.bytes_max // SHED_SHARE
+        enough = self._limits.bytes_max - min(SHED_BYTES, self._limits.bytes_max // SHED_SHARE)
         while (excess := self._holding.size - enough) > 0:
             chosen = await self._next_to_shed(excess)
             if not chosen:

@@ -1,10 +1,10 @@
 """The outbox in a Redis server beside the gateway, for places that run one anyway.
 
-Rows are a stream, in order of arrival; a sorted set a stream of samples finds them by sequence. Every step is one
-MULTI. Durable only as far as the server is: what that takes is checked at the start.
+Rows are a stream, in order of arrival; a sorted set a signal finds them by sequence. Every step is one script.
+Durable only as far as the server is: what that takes is checked at the start.
 
-A step whose answer was lost may have been carried out, or may be carried out later: its EXEC may still wait in a
-socket. So every step watches the blocks and the owner, and of two steps that saw the same state only one can happen.
+A step whose answer was lost may have been carried out, or may be carried out later: it may still wait in a socket.
+So every step names the state that it was made for, and of two that were made for the same state only one can happen.
 """
 
 from __future__ import annotations
@@ -29,11 +29,35 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 5.0
 SIZES_AT_ONCE = 10_000
 """Index entries read in one answer."""
+FORGOTTEN_AT_ONCE = 1000
+"""Rows named in one command of a script, which has room for some 8,000 words."""
 _SEPARATOR = "\x1f"
 """Between device and signal in a key: no name may contain it."""
 _TALLY = ("next_sequence", "accepted", "lost")
 _DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 """With any other value a power cut takes what was accepted."""
+_STEP = """
+local blocks, owner = KEYS[1], KEYS[2]
+if (redis.call('GET', owner) or '') ~= ARGV[1] then return 'another owner' end
+local last, rows = '0-0', 0
+if redis.call('EXISTS', blocks) == 1 then
+  local info = redis.call('XINFO', 'STREAM', blocks)
+  for at = 1, #info, 2 do
+    if info[at] == 'last-generated-id' then last = info[at + 1] end
+    if info[at] == 'length' then rows = info[at + 1] end
+  end
+end
+if last ~= ARGV[2] or rows ~= tonumber(ARGV[3]) then return 'another state' end
+local at = 4
+while at <= #ARGV do
+  local count = tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, at + count))
+  at = at + count + 1
+end
+return 'done'
+"""
+"""Owner, highest id and number of rows that the step was made for, then its commands, each after its length.
+A script, as in a MULTI a Redis out of memory refuses even what frees memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +92,7 @@ class RedisStore:
             raise ConfigError(f"spool.redis_url: {error}", hint="expected redis://, rediss:// or unix://") from None
         self._prefix = f"wardlink:outbox:{gateway}:"
         self._read_only = read_only
-        self._owner: bytes | None = secrets.token_hex(8).encode()
+        self._owner = secrets.token_hex(8)
         self._epoch = ""
         self._holding = Holding(0, 0, 0)
         self._in_doubt = False
@@ -85,13 +109,13 @@ class RedisStore:
             if not self._read_only:
                 self._check_durability()
                 self._take_over()
-                self._client.set(self._key("epoch"), secrets.token_hex(8), nx=True)
+                if not self._client.exists(self._key("epoch")):
+                    self._client.set(self._key("epoch"), secrets.token_hex(8), nx=True)
             found = self._client.get(self._key("epoch"))
             if found is None:
                 raise UnavailableError("outbox in Redis is empty", hint="has its gateway run yet?")
             self._epoch = found.decode()
-            last_id, row_count = self._place(self._client)
-            self._holding = Holding(row_count, self._total_size(), last_id)
+            self._count()
         self._in_doubt = False
         self._carried_out.clear()
 
@@ -143,7 +167,7 @@ class RedisStore:
 
     def tallies(self) -> Mapping[StreamKey, Tally]:
         with self._mapped():
-            return self._tallies(self._client)
+            return self._tallies()
 
     def holding(self) -> Holding:
         return self._holding
@@ -152,105 +176,112 @@ class RedisStore:
         self._client.close()
 
     def _step(self, find: Callable[[], list[_Entry]], rows: Sequence[Row]) -> list[_Entry]:
-        """Forget what `find` finds and add rows, with all that is counted, in one MULTI. Returns what was forgotten."""
+        """Forget what `find` finds and add rows, with all that is counted. Returns what was forgotten."""
         if self._read_only:
             raise UnavailableError("outbox in Redis was opened to be looked at only")
-        with self._mapped(), self._client.pipeline(transaction=True) as step:
-            step.watch(self._key("blocks"), self._key("owner"))
-            self._see(step)
-            repeated = {(*row.key, row.sequence) for row in rows} & self._carried_out
-            rows = [row for row in rows if (*row.key, row.sequence) not in repeated]
-            removed = find()
-            if not removed and not rows:
-                self._carried_out -= repeated
-                return []
-            next_sequences = {key: tally.next_sequence for key, tally in self._tallies(step).items()}
-            self._refuse_repeated(next_sequences, removed, rows)
-            step.multi()
-            self._queue(step, next_sequences, removed, rows)
-            self._in_doubt = True
-            step.execute()
-        self._in_doubt = False
-        self._carried_out -= repeated
+        with self._mapped():
+            while True:
+                repeated = {(*row.key, row.sequence) for row in rows} & self._carried_out
+                new = [row for row in rows if (*row.key, row.sequence) not in repeated]
+                removed = find()
+                if not (removed or new) or self._happens(removed, new):
+                    self._carried_out -= repeated
+                    return removed
+                self._learn()
+
+    def _happens(self, removed: Sequence[_Entry], rows: Sequence[Row]) -> bool:
+        """Try a step. False where an earlier one, without an answer, has happened after all."""
         before = self._holding
-        self._holding = Holding(
-            before.rows + len(rows) - len(removed),
-            before.size + sum(row.size for row in rows) - sum(entry.size for entry in removed),
-            before.last_id + len(rows),
-        )
-        return removed
-
-    def _queue(
-        self, step: Any, next_sequences: dict[StreamKey, int], removed: Sequence[_Entry], rows: Sequence[Row]
-    ) -> None:
-        """What only forgets uses no command that a Redis out of memory refuses."""
-        tallies = self._key("tallies")
-        for entry in removed:
-            step.xdel(self._key("blocks"), f"{entry.id}-1")
-            step.zrem(self._index(entry.device, entry.signal), entry.member)
-            if entry.lost:
-                step.hincrby(tallies, _tally(entry.device, entry.lost_signal, "lost"), -entry.lost)
-        for number, row in enumerate(rows, start=self._holding.last_id + 1):
-            step.xadd(self._key("blocks"), _fields(row), id=f"{number}-1")
-            step.zadd(self._index(*row.key), {_Entry(number, *row.key, row.size).member: row.sequence})
-            next_sequences[row.key] = max(next_sequences.get(row.key, 0), row.sequence + 1)
-            step.hset(tallies, _tally(*row.key, "next_sequence"), str(next_sequences[row.key]))
-            step.hincrby(tallies, _tally(*row.key, "accepted"), row.samples)
-            if row.lost:
-                step.hincrby(tallies, _tally(row.device, row.lost_signal, "lost"), row.lost)
-
-    def _see(self, step: Any) -> None:
-        """Compare what is there with what we know; where a step was in doubt, learn what became of it."""
-        if step.get(self._key("owner")) != self._owner:
-            raise DamagedError(
-                f"outbox in Redis: another program writes {self._prefix}*", hint="has another gateway the same id?"
+        next_sequences = {key: tally.next_sequence for key, tally in self._tallies().items()}
+        there = self._first_there(next_sequences, removed, rows)
+        commands = [] if there else [*self._forgetting(removed), *self._adding(rows, next_sequences)]
+        words: list[Any] = [self._owner, f"{before.last_id}-1" if before.last_id else "0-0", before.rows]
+        for command in commands:
+            words += [len(command), *command]
+        was_in_doubt, self._in_doubt = self._in_doubt, True
+        answer = self._client.eval(_STEP, 2, self._key("blocks"), self._key("owner"), *words)
+        self._in_doubt = False
+        if answer == b"done" and there:
+            raise DamagedError(f"outbox in Redis: {' '.join(there.key)} {there.sequence} is there already")
+        if answer == b"done":
+            self._holding = Holding(
+                before.rows + len(rows) - len(removed),
+                before.size + sum(row.size for row in rows) - sum(entry.size for entry in removed),
+                before.last_id + len(rows),
             )
-        last_id, row_count = self._place(step)
-        known = self._holding
-        if (last_id, row_count) == (known.last_id, known.rows):
-            return
-        if not self._in_doubt:
-            raise DamagedError(f"outbox in Redis: somebody else has changed {self._prefix}*")
-        for entry, fields in step.xrange(self._key("blocks"), f"({known.last_id}-1", "+"):
+            return True
+        if answer == b"another state" and was_in_doubt:
+            return False
+        raise DamagedError(
+            f"outbox in Redis: another program writes {self._prefix}*: {answer.decode()}",
+            hint="has another gateway the same id?",
+        )
+
+    def _forgetting(self, removed: Sequence[_Entry]) -> Iterator[list[Any]]:
+        """Only commands that a Redis out of memory takes, but for loss records."""
+        for start in range(0, len(removed), FORGOTTEN_AT_ONCE):
+            some = removed[start : start + FORGOTTEN_AT_ONCE]
+            yield ["XDEL", self._key("blocks"), *(f"{entry.id}-1" for entry in some)]
+            members: dict[str, list[str]] = {}
+            for entry in some:
+                members.setdefault(self._index(entry.device, entry.signal), []).append(entry.member)
+            for index, these in members.items():
+                yield ["ZREM", index, *these]
+        for entry in removed:
+            if entry.lost:
+                yield self._counting(entry.device, entry.lost_signal, "lost", -entry.lost)
+
+    def _adding(self, rows: Sequence[Row], next_sequences: dict[StreamKey, int]) -> Iterator[list[Any]]:
+        for number, row in enumerate(rows, start=self._holding.last_id + 1):
+            fields = [word for pair in _fields(row).items() for word in pair]
+            yield ["XADD", self._key("blocks"), f"{number}-1", *fields]
+            yield ["ZADD", self._index(*row.key), row.sequence, _Entry(number, *row.key, row.size).member]
+            rise = row.sequence + 1 - next_sequences.get(row.key, 0)
+            if rise > 0:
+                next_sequences[row.key] = row.sequence + 1
+                yield self._counting(*row.key, "next_sequence", rise)
+            yield self._counting(*row.key, "accepted", row.samples)
+            if row.lost:
+                yield self._counting(row.device, row.lost_signal, "lost", row.lost)
+
+    def _counting(self, device: str, signal: str, name: str, by: int) -> list[Any]:
+        return ["HINCRBY", self._key("tallies"), _SEPARATOR.join((device, signal, name)), by]
+
+    def _learn(self) -> None:
+        """What became of the step in doubt, now that it is settled."""
+        for entry, fields in self._client.xrange(self._key("blocks"), f"({self._holding.last_id}-1", "+"):
             held = _held(entry, fields)
             self._carried_out.add((held.device, held.signal, held.sequence))
-        self._holding = Holding(row_count, self._total_size(), last_id)
-        self._in_doubt = False
+        self._count()
 
-    def _refuse_repeated(
+    def _first_there(
         self, next_sequences: Mapping[StreamKey, int], removed: Sequence[_Entry], rows: Sequence[Row]
-    ) -> None:
-        """A sequence that is here already is refused, unless it takes the place of a row that goes."""
+    ) -> Row | None:
+        """The first row whose sequence is there already, unless it takes the place of one that goes."""
         going = {entry.member.encode() for entry in removed}
         for row in rows:
             if row.sequence < next_sequences.get(row.key, 0):
                 found = self._client.zrangebyscore(self._index(*row.key), row.sequence, row.sequence)
                 if any(member not in going for member in found):
-                    raise DamagedError(f"outbox in Redis: {row.key} {row.sequence} is there already")
+                    return row
+        return None
 
-    def _place(self, client: Any) -> tuple[int, int]:
-        """The highest id ever given, and how many rows there are."""
-        try:
-            found = client.xinfo_stream(self._key("blocks"))
-        except redis.ResponseError as error:
-            if "no such key" in str(error):
-                return 0, 0
-            raise
-        return int(found["last-generated-id"].split(b"-")[0]), int(found["length"])
-
-    def _total_size(self) -> int:
-        """Of all rows, from the index, which is short."""
-        size = 0
-        for device, signal in self._tallies(self._client):
+    def _count(self) -> None:
+        """What is there, from the stream's own numbers and the index, which is short."""
+        last_id = row_count = size = 0
+        if self._client.exists(self._key("blocks")):
+            found = self._client.xinfo_stream(self._key("blocks"))
+            last_id, row_count = int(found["last-generated-id"].split(b"-")[0]), int(found["length"])
+        for device, signal in self._tallies():
             start = 0
-            while found := self._client.zrange(self._index(device, signal), start, start + SIZES_AT_ONCE - 1):
-                size += sum(_entry(device, signal, member).size for member in found)
+            while members := self._client.zrange(self._index(device, signal), start, start + SIZES_AT_ONCE - 1):
+                size += sum(_entry(device, signal, member).size for member in members)
                 start += SIZES_AT_ONCE
-        return size
+        self._holding = Holding(row_count, size, last_id)
 
-    def _tallies(self, client: Any) -> dict[StreamKey, Tally]:
+    def _tallies(self) -> dict[StreamKey, Tally]:
         numbers: dict[StreamKey, dict[str, int]] = {}
-        for field, value in client.hgetall(self._key("tallies")).items():
+        for field, value in self._client.hgetall(self._key("tallies")).items():
             device, signal, name = field.decode().split(_SEPARATOR)
             numbers.setdefault((device, signal), {})[name] = int(value)
         return {key: Tally(*(values.get(name, 0) for name in _TALLY)) for key, values in numbers.items()}
@@ -265,12 +296,12 @@ class RedisStore:
         return [_held(entry, fields) for entries in found for entry, fields in entries]
 
     def _take_over(self) -> None:
-        """Fence off whoever wrote before: a step that it still has under way watches the owner and fails."""
+        """Fence off whoever wrote before: a step of its that is still on its way names another owner."""
         self._client.delete(self._key("owner"))
         try:
             self._client.set(self._key("owner"), self._owner)
         except redis.OutOfMemoryError:
-            self._owner = None  # a full outbox must open all the same, to be emptied
+            self._owner = ""  # a full outbox must open all the same, to be emptied
 
     def _check_durability(self) -> None:
         try:
@@ -296,10 +327,6 @@ class RedisStore:
             raise ConfigError(f"outbox in Redis: {error}", hint="credential redis-password") from None
         except redis.RedisError as error:
             raise UnavailableError(f"outbox in Redis: {error}", hint="is the server of spool.redis_url up?") from error
-
-
-def _tally(device: str, signal: str, name: str) -> str:
-    return _SEPARATOR.join((device, signal, name))
 
 
 def _entry(device: str, signal: str, member: bytes) -> _Entry:

@@ -14,6 +14,8 @@ from gateway.wire import topics
 _RANK = {BRAIN_STATE: 1, VITAL_SIGNS: 2}
 RAW_RANK = 0
 """Every signal that is not named above is raw."""
+RECORD_BYTES = 600
+"""What a loss record takes in the outbox, with long names: so much less is freed for each stream that loses rows."""
 
 
 def rank(signal: str) -> int:
@@ -30,13 +32,16 @@ def shed_order(signals: Iterable[str]) -> list[list[str]]:
 
 
 def choose(oldest: Sequence[Held], bytes_to_free: int) -> list[Held]:
-    """As many of the oldest rows as free that much, or all of them."""
+    """As many of the oldest rows as free that much, their loss records considered, or all of them."""
     chosen: list[Held] = []
+    streams: set[tuple[str, str]] = set()
+    freed_bytes = 0
     for row in oldest:
-        if bytes_to_free <= 0:
+        if freed_bytes - RECORD_BYTES * len(streams) >= bytes_to_free:
             break
         chosen.append(row)
-        bytes_to_free -= row.size
+        freed_bytes += row.size
+        streams.add((row.device, row.signal))
     return chosen
 
 

@@ -1,0 +1,295 @@
+"""What the SQLite store promises beside the contract: durability, a private file, clear errors, damage noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import DamagedError, UnavailableError
+from gateway.spool.sqlite_store import SqliteStore
+from gateway.spool.store import DamagedRow, StoredRow, Tally
+
+ALL = 10**9
+KILLS = 12
+NOBODY = 65534
+
+WRITER = """
+import sys
+from pathlib import Path
+from gateway.spool.sqlite_store import SqliteStore
+from gateway.spool.store import Row
+from gateway.wire.codec import Payload
+
+def row(sequence):
+    data = b"%d " % sequence * 300
+    return Row("DEV", "eeg", sequence, sequence, sequence, 10, 0, "", Payload("application/cbor", "raw", data))
+
+store = SqliteStore(Path(sys.argv[1]))
+store.open()
+tally = store.tallies().get(("DEV", "eeg"))
+first = tally.next_sequence if tally else 0
+print("open", flush=True)
+while True:
+    count = 1 + first % 7
+    store.append([row(sequence) for sequence in range(first, first + count)])
+    if first % 5 == 0 and first > 20:
+        store.remove("DEV", "eeg", [(0, first - 20)])
+    first += count
+    print(first - 1, flush=True)
+"""
+
+
+def test_kill_9_in_mid_append_loses_nothing_that_was_accepted_and_doubles_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    chance = random.Random(7)
+    for _ in range(KILLS):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "open\n"
+            for _ in range(chance.randrange(1, 40)):
+                accepted = int(writer.stdout.readline())
+            for _ in range(chance.randrange(20_000)):
+                pass  # not at the moment of a print
+            writer.send_signal(signal.SIGKILL)
+            printed = writer.stdout.read().split("\n")
+        accepted = max([accepted, *(int(line) for line in printed[:-1] if line)])
+        store = SqliteStore(path)
+        store.open()
+        try:
+            found = store.fetch(0, ALL, ALL)
+            assert all(isinstance(item, StoredRow) for item in found)
+            sequences = [item.row.sequence for item in found if isinstance(item, StoredRow)]
+            tally = store.tallies()["DEV", "eeg"]
+            holding = store.holding()
+        finally:
+            store.close()
+        # Rows are accepted in order and forgotten from the oldest on: what is here is one run that ends at the newest.
+        assert sequences == list(range(sequences[0], sequences[-1] + 1))
+        assert sequences[0] <= max(accepted - 18, 0)
+        assert accepted <= sequences[-1] <= accepted + 7
+        assert tally == Tally(sequences[-1] + 1, 10 * (sequences[-1] + 1), 0)
+        assert (holding.rows, holding.last_id) == (len(sequences), sequences[-1] + 1)
+
+
+def test_commits_are_synced_through_the_log(sqlite_place: Any, make: Any) -> None:
+    store = sqlite_place.open()
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store._db.execute("PRAGMA wal_autocheckpoint").fetchone() == (1000,)
+    store.append([make.row(0)])
+    assert sqlite_place.path.with_name("outbox.db-wal").stat().st_size > 0
+
+
+def test_a_folder_that_is_made_is_synced_into_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    store = SqliteStore(tmp_path / "a" / "b" / "outbox.db")
+    store.open()
+    store.close()
+    assert sorted(synced) == [tmp_path, tmp_path / "a"]
+    store.open()
+    store.close()
+    assert len(synced) == 2
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_nobody_else_may_read_the_file_from_its_first_moment(sqlite_place: Any, make: Any, open_umask: None) -> None:
+    store = sqlite_place.store()
+    store._create()
+    assert sqlite_place.path.stat().st_mode & 0o777 == 0o600
+    assert sqlite_place.path.parent.stat().st_mode & 0o777 == 0o700
+    sqlite_place.path.chmod(0o644)
+    store.open()
+    store.append([make.row(0)])
+    files = sorted(sqlite_place.path.parent.iterdir())
+    assert [file.name for file in files] == ["outbox.db", "outbox.db-shm", "outbox.db-wal"]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600] * 3
+    store.close()
+
+
+def test_another_programs_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    text = tmp_path / "letter.txt"
+    text.write_text("Dear Sir or Madam, " * 100)
+    text.chmod(0o644)
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE letters (text TEXT)")
+    for path in (text, other):
+        before = path.read_bytes()
+        mode = path.stat().st_mode
+        for read_only in (False, True):
+            with pytest.raises(DamagedError, match=str(path)):
+                SqliteStore(path, read_only=read_only).open()
+        assert path.read_bytes() == before
+        assert path.stat().st_mode == mode
+    assert {entry.name for entry in tmp_path.iterdir()} == {"letter.txt", "other.db"}
+
+
+def test_an_outbox_of_another_format_is_refused_and_left_as_it_is(sqlite_place: Any, make: Any) -> None:
+    store = sqlite_place.open()
+    store.append([make.row(0)])
+    store.close()
+    with contextlib.closing(sqlite3.connect(sqlite_place.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE outbox SET value = '2' WHERE key = 'format'")
+    before = sqlite_place.path.read_bytes()
+    with pytest.raises(DamagedError, match="format 2, this program writes 1"):
+        sqlite_place.open()
+    assert sqlite_place.path.read_bytes() == before
+
+
+def test_an_empty_file_becomes_an_outbox(sqlite_place: Any, make: Any) -> None:
+    """A power cut between making the file and its first commit leaves one."""
+    sqlite_place.path.parent.mkdir()
+    sqlite_place.path.touch()
+    with pytest.raises(UnavailableError, match="empty"):
+        sqlite_place.open(read_only=True)
+    sqlite_place.open().append([make.row(0)])
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_path_that_cannot_be_opened_is_a_clear_error(tmp_path: Path, read_only: bool) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "outbox.db", tmp_path / "folder", Path("/proc/none/outbox.db")):
+        with pytest.raises(UnavailableError, match=str(path)) as raised:
+            SqliteStore(path, read_only=read_only).open()
+        assert "folder" in raised.value.hint
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may open everything: be somebody else for a moment."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_missing_permission_is_a_clear_error(sqlite_place: Any, make: Any, read_only: bool) -> None:
+    sqlite_place.open().close()
+    sqlite_place.path.parent.chmod(0)
+    try:
+        with as_nobody(), pytest.raises(UnavailableError, match=r"cannot be opened|cannot open"):
+            SqliteStore(sqlite_place.path, read_only=read_only).open()
+    finally:
+        sqlite_place.path.parent.chmod(0o700)
+    sqlite_place.open().append([make.row(0)])
+
+
+def test_a_full_disk_changes_nothing_and_is_survived(sqlite_place: Any, make: Any) -> None:
+    store = sqlite_place.open()
+    store.append(make.rows(0, 9))
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    before = (store.holding(), store.tallies(), store.fetch(0, ALL, ALL))
+    many = make.rows(10, 40, size=1000)
+    for step in (lambda: store.append(many), lambda: store.replace([1, 2], many)):
+        with pytest.raises(UnavailableError, match="full"):
+            step()
+        assert (store.holding(), store.tallies(), store.fetch(0, ALL, ALL)) == before
+    store.remove("DEV", "eeg", [(0, 4)])
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    store.append(many)
+    assert store.holding().rows == 36
+
+
+def test_a_file_that_is_locked_for_long_is_unavailable_and_comes_back(
+    sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.spool.sqlite_store._BUSY_TIMEOUT_S", 0.01)
+    store = sqlite_place.open()
+    with contextlib.closing(sqlite3.connect(sqlite_place.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="locked"):
+            store.append([make.row(0)])
+    store.append([make.row(0)])
+    assert store.holding().rows == 1
+
+
+def table_record(path: Path, payload: bytes) -> tuple[int, int]:
+    """Where in the file the table's record with this payload begins and ends, identity included."""
+    raw = path.read_bytes()
+    at = raw.find(payload)
+    assert at > 0
+    assert raw.count(payload) == 1
+    return raw.rfind(b"DEVICE", 0, at), at + len(payload)
+
+
+def flip(path: Path, offset: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_row_whose_identity_is_damaged_is_named_by_the_index_and_can_be_taken_out(
+    sqlite_place: Any, make: Any, bit: int
+) -> None:
+    """Bit 7 makes the text undecodable; deleting such a row finds no index entry that fits."""
+    store = sqlite_place.open()
+    rows = make.rows(0, 4, "DEVICE")
+    store.append(rows)
+    store.close()
+    start, _ = table_record(sqlite_place.path, rows[2].payload.data)
+    flip(sqlite_place.path, start + 1, bit)
+    store = sqlite_place.open()
+    found = store.fetch(0, ALL, ALL)
+    assert [type(item) for item in found] == [StoredRow, StoredRow, DamagedRow, StoredRow, StoredRow]
+    held = found[2].held
+    assert (held.device, held.signal, held.sequence, held.samples) == ("DEVICE", "eeg", 2, 10)
+    store.replace([3], [make.loss_row(0, "DEVICE", lost=10)])
+    assert [item.id for item in store.fetch(0, ALL, ALL)] == [1, 2, 4, 5, 6]
+    assert store.remove("DEVICE", "eeg", [(0, 4)]) == [1, 2, 4, 5]
+    assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_no_flipped_bit_in_a_record_passes_as_a_row(sqlite_place: Any, make: Any) -> None:
+    store = sqlite_place.open()
+    rows = make.rows(0, 4, "DEVICE")
+    store.append(rows)
+    store.close()
+    start, end = table_record(sqlite_place.path, rows[2].payload.data)
+    noticed = 0
+    for offset in range(start - 24, end + 6):  # with the record's header before and its size and checksum behind
+        for bit in (0, 3, 6):
+            flip(sqlite_place.path, offset, bit)
+            store = SqliteStore(sqlite_place.path, read_only=True)
+            try:
+                store.open()
+                found = store.fetch(0, ALL, ALL)
+                assert [item.row for item in found if isinstance(item, StoredRow) and item.row not in rows] == []
+                noticed += any(isinstance(item, DamagedRow) for item in found)
+            except (DamagedError, UnavailableError):
+                noticed += 1
+            finally:
+                store.close()
+            flip(sqlite_place.path, offset, bit)
+    assert noticed > 0.9 * 3 * (end + 6 - start + 24)
