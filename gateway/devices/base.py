@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gateway.links.base import Chunk
 from gateway.samples import Column
@@ -107,3 +107,16 @@ class Decoder(Protocol):
 
     def receive(self, chunk: Chunk) -> list[Event]:
         """Decode what came. Raises `DeviceError` when the device itself says that it failed."""
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A decoder that can hold samples back until later ones show what became of those in between."""
+
+    def finish(self) -> list[Event]:
+        """What is still held, now that the connection has ended; nothing is received afterwards."""
+
+
+def finish(decoder: Decoder) -> list[Event]:
+    """What a decoder still holds when its connection has ended; one that holds nothing back needs no `finish`."""
+    return decoder.finish() if isinstance(decoder, Finishing) else []

@@ -34,6 +34,8 @@ CYTON_RATE_HZ = 250
 CYTON_CHANNELS_MAX = 8
 CYTON_MONTAGE = ("Fp1", "Fp2", "C3", "C4", "P7", "P8", "O1", "O2")
 """The usual places of a Cyton's eight electrodes."""
+DAISY_MONTAGE = (*CYTON_MONTAGE, "F7", "F8", "F3", "F4", "T7", "T8", "P3", "P4")
+"""The usual places of the sixteen electrodes of a Cyton with a Daisy."""
 MUSE_RATE_HZ = 256.0
 
 FILTER_PERIODS = 48
@@ -110,14 +112,14 @@ def load_recording(path: Path | str) -> Recording:
         raise ConfigError(f"recording {path} cannot be read: {error.strerror or error}") from error
 
 
-def fit_to_cyton(recording: Recording) -> Recording:
-    """The recording as an 8-channel Cyton can play it: at 250 Hz, one to eight channels.
+def fit_to_cyton(recording: Recording, channels_max: int = CYTON_CHANNELS_MAX) -> Recording:
+    """The recording as a Cyton can play it: at 250 Hz, one to eight channels, with a Daisy sixteen.
 
-    Channels: if all of Fp1 Fp2 C3 C4 P7 P8 O1 O2 are there, these in this order; else the first eight of the file.
+    Channels: if all places of the usual montage are there, these in its order; else the first ones of the file.
     A recording at 250 Hz keeps its values exactly; another rate is resampled with a polyphase filter, acceleration
     by holding the newest value.
     """
-    columns = _chosen_channels(recording.channel_names)
+    columns = _chosen_channels(recording.channel_names, channels_max)
     names = tuple(recording.channel_names[column] for column in columns)
     uv = recording.uv[:, columns]
     if recording.rate_hz == CYTON_RATE_HZ:
@@ -167,12 +169,12 @@ def _reflected(values: NDArray[np.float64], by: int) -> NDArray[np.float64]:
     return np.concatenate([before, values, after])
 
 
-def _chosen_channels(names: Sequence[str]) -> list[int]:
+def _chosen_channels(names: Sequence[str], channels_max: int) -> list[int]:
     places = {name.casefold(): column for column, name in reversed(list(enumerate(names)))}
-    wanted = [name.casefold() for name in CYTON_MONTAGE]
+    wanted = [name.casefold() for name in DAISY_MONTAGE[:channels_max]]
     if all(name in places for name in wanted):
         return [places[name] for name in wanted]
-    return list(range(min(len(names), CYTON_CHANNELS_MAX)))
+    return list(range(min(len(names), channels_max)))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -10,17 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.devices.base import Event, Facts, Missing, Rejected, Samples, Send, Streaming
-from gateway.devices.cyton import (
-    COUNTER_PERIOD_NS,
-    DEFAULT_ELECTRODES,
-    PACKET_BYTES,
-    SAMPLE_PERIOD_NS,
-    START_BYTES_MAX,
-    TEXT_BYTES_MAX,
-    CytonDecoder,
-    auxiliary,
-)
+from gateway.devices.base import Event, Facts, Missing, Rejected, Samples, Send, Streaming, finish
+from gateway.devices.cyton import COUNTER_PERIOD_NS, DEFAULT_ELECTRODES, SAMPLE_PERIOD_NS, CytonDecoder
+from gateway.devices.cyton_packets import PACKET_BYTES, PacketCutter, auxiliary
+from gateway.devices.cyton_start import START_BYTES_MAX, TEXT_BYTES_MAX
 from gateway.errors import ConfigError, DeviceError
 from gateway.links.base import Chunk
 
@@ -97,7 +90,7 @@ def test_vector_a(feed: Feed) -> None:
     assert all(column.dtype == np.int32 for column in samples.columns.values())
     uv = [float(samples.columns[name][0]) * samples.scales[name] for name in DEFAULT_ELECTRODES]
     assert uv == pytest.approx(UV_A, abs=1e-9)
-    assert decoder.acceleration_g == pytest.approx((0.002, -0.004, 1.0))
+    assert auxiliary(VECTOR_A).acceleration == (16, -32, 8000)
 
 
 @FEEDS
@@ -117,8 +110,7 @@ def test_vector_c(feed: Feed) -> None:
     uv = [float(samples.columns[name][0]) * samples.scales[name] for name in DEFAULT_ELECTRODES]
     assert uv == pytest.approx([-1.0058285] * 8, abs=1e-9)
     assert auxiliary(VECTOR_C).board_time_ms == 1_000_000
-    assert auxiliary(VECTOR_C).acceleration_g == (-0.064, None, None)
-    assert decoder.acceleration_g == (-0.064, 0.0, 0.0)
+    assert auxiliary(VECTOR_C).acceleration == (-512, None, None)
 
 
 @FEEDS
@@ -138,12 +130,6 @@ def test_vector_a_with_a_gain_of_4_on_the_first_channel() -> None:
     (samples,) = of_kind(Samples, whole(decoder, VECTOR_A))
     assert samples.columns["Fp1"][0] * samples.scales["Fp1"] == pytest.approx(0.134110467, abs=1e-9)
     assert samples.columns["Fp2"][0] * samples.scales["Fp2"] == pytest.approx(-0.022351744, abs=1e-9)
-
-
-def test_acceleration_holds_its_value_between_measurements() -> None:
-    decoder = streaming()
-    whole(decoder, packet(0, auxiliary_bytes=bytes.fromhex("00000010ffe0")) + packet(1) + packet(2))
-    assert decoder.acceleration_g == pytest.approx((0.0, 0.002, -0.004))
 
 
 # Start sequence
@@ -221,7 +207,7 @@ def test_a_board_that_never_answers_fails_and_memory_stays_bounded() -> None:
     decoder.start()
     for _ in range(START_BYTES_MAX // 1024):
         whole(decoder, bytes(1024))
-        assert len(decoder._text) <= TEXT_BYTES_MAX
+        assert decoder._start.held_bytes <= TEXT_BYTES_MAX
     with pytest.raises(DeviceError, match="no answer"):
         whole(decoder, bytes(1))
 
@@ -327,6 +313,24 @@ def test_a_constant_signal_that_comes_back_after_a_counter_period_is_no_repetiti
     assert of_kind(Missing, events) == [Missing("eeg", 256, 245)]
 
 
+def test_what_is_held_when_the_connection_ends_is_given_out_with_its_loss() -> None:
+    decoder = streaming()
+    events = arrive(decoder, range(500))
+    # Late by a whole turn of the counter, and gone before it is clear that nothing catches up.
+    assert arrive(decoder, range(756, 760)) == []
+    events += finish(decoder)
+    assert of_kind(Missing, events) == [Missing("eeg", 500, 256)]
+    assert numbers_of(events) == [*range(500), *range(756, 760)]
+    assert finish(decoder) == []
+
+
+@pytest.mark.parametrize("version", [b"v3a.1", b"v9999999999.0", b"v"])
+def test_a_strange_firmware_line_is_survived(version: bytes) -> None:
+    decoder = CytonDecoder()
+    decoder.start()
+    assert of_kind(Streaming, whole(decoder, RESET_TEXT.replace(b"v3.1.2", version)))
+
+
 def test_a_failure_in_the_stream_comes_after_the_samples() -> None:
     decoder = streaming()
     events = whole(decoder, stream(range(3)))
@@ -417,10 +421,10 @@ def packets_by_the_rule(data: bytes) -> list[bytes]:
 @given(st.lists(st.binary(max_size=60) | st.integers(0, 255).map(packet) | st.just(b"\xa0"), max_size=20))
 def test_framing_agrees_with_the_rule_on_any_bytes(pieces: list[bytes]) -> None:
     data = b"".join(pieces)
-    decoder = streaming()
-    packets, stray = decoder._cut(data)
+    cutter = PacketCutter()
+    packets, stray = cutter.cut(data)
     assert packets == packets_by_the_rule(data)
-    assert len(packets) * PACKET_BYTES + len(stray) + len(decoder._rest) == len(data)
+    assert len(packets) * PACKET_BYTES + len(stray) + len(cutter.rest) == len(data)
 
 
 @settings(max_examples=200, deadline=None)
@@ -431,9 +435,9 @@ def test_any_bytes_are_survived_in_bounded_memory(chunks: list[bytes], started: 
         decoder.start()
     for number, data in enumerate(chunks):
         decoder.receive(Chunk(data, number * 300_000_000))
-        assert len(decoder._rest) < PACKET_BYTES
+        assert len(decoder._cutter.rest) < PACKET_BYTES
         assert len(decoder._stray) <= TEXT_BYTES_MAX
-        assert len(decoder._text) <= TEXT_BYTES_MAX
+        assert decoder._start.held_bytes <= TEXT_BYTES_MAX
 
 
 def test_endless_garbage_is_rejected_and_not_kept() -> None:
