@@ -369,6 +369,22 @@ def test_times_at_the_ends_of_the_range() -> None:
         assert content.times_ns.tolist() == expected
 
 
+def test_a_step_beyond_64_bits_is_not_taken_for_one() -> None:
+    ends = np.array([INT64.min, INT64.max], dtype=np.int64)
+    block = SampleBlock("d", "vital_signs", ends, {"spo2": np.zeros(2)}, ClockStamp(ClockState.UNSYNCED, 0))
+    content = codec.decode(codec.encode(Identity("g", "d", "vital_signs", "e", 0), block).data).content
+    assert isinstance(content, SampleBlock)
+    assert content.times_ns.tolist() == ends.tolist()
+
+
+def test_a_payload_that_is_too_long_is_refused_even_if_it_is_good() -> None:
+    text = json.dumps(VITALS).encode()
+    longest = text + b" " * (PAYLOAD_BYTES_MAX - len(text))
+    assert codec.decode(longest, JSON)
+    with pytest.raises(MalformedError, match="at most"):
+        codec.decode(longest + b" ", JSON)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"last": -1}, {"count": 0}, {"count": 2**53 + 1}, {"cause": "theft"}, {"sequences": [2, 1]}, {"sequences": [1]}],
@@ -580,11 +596,13 @@ def test_deep_nesting_in_json_is_refused(nested: bytes) -> None:
         codec.decode(nested, JSON)
 
 
-def test_deep_nesting_in_cbor_is_refused() -> None:
+@pytest.mark.parametrize("depth", [8, 1000, 500_000])
+def test_deep_nesting_in_cbor_is_refused(depth: int) -> None:
+    nested = cbor2.dumps({**RAW, "later": "here"}).replace(b"\x64here", b"\x81" * depth + b"\x00")
+    with pytest.raises(MalformedError, match="depth"):
+        codec.decode(nested, CBOR)
     with pytest.raises(MalformedError):
-        codec.decode(b"\x81" * 100_000, CBOR)
-    with pytest.raises(MalformedError):
-        codec.decode(b"\xd8\x28" * 100_000, CBOR)
+        codec.decode(b"\xd8\x28" * depth + b"\x00", CBOR)
 
 
 def test_duplicate_keys() -> None:
