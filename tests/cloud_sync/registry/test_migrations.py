@@ -14,6 +14,8 @@ from cloud_sync.registry.migrations import migrate, read_migrations, sql_folder,
 from gateway.errors import ConfigError, RefusedError, UnavailableError, WardlinkError
 
 FILES = [path.name for path in sorted(sql_folder().glob("*.sql"))]
+NEXT = f"{len(FILES) + 1:04}"
+"""The number of the migration that is not there yet."""
 
 
 @pytest.fixture
@@ -42,11 +44,11 @@ async def test_two_runners_at_once(empty: Database) -> None:
 
 async def test_new_file_is_pending_then_applied(empty: Database, folder: Path) -> None:
     await migrate(empty, folder)
-    (folder / f"{len(FILES) + 1:04}_more.sql").write_text("CREATE TABLE more (x int);")
-    with pytest.raises(UnavailableError, match=r"lacks 1 migrations: 0005_more\.sql") as caught:
+    (folder / f"{NEXT}_more.sql").write_text("CREATE TABLE more (x int);")
+    with pytest.raises(UnavailableError, match=rf"lacks 1 migrations: {NEXT}_more\.sql") as caught:
         await verify(empty, folder)
     assert "wardlink cloud migrate" in caught.value.hint
-    assert [state.name for state in await migrate(empty, folder)] == ["0005_more.sql"]
+    assert [state.name for state in await migrate(empty, folder)] == [f"{NEXT}_more.sql"]
     await verify(empty, folder)
 
 
@@ -70,25 +72,25 @@ async def test_renamed_file_is_refused(empty: Database, folder: Path) -> None:
 
 
 async def test_file_that_fails_leaves_nothing_and_those_before_it(empty: Database, folder: Path) -> None:
-    (folder / "0005_bad.sql").write_text("CREATE TABLE half (x int); INSERT INTO half SELECT 1/0;")
+    (folder / f"{NEXT}_bad.sql").write_text("CREATE TABLE half (x int); INSERT INTO half SELECT 1/0;")
     with pytest.raises(RefusedError, match="division by zero"):
         await migrate(empty, folder)
     states = await status(empty, folder)
     assert [state.applied_at is None for state in states] == [False] * 4 + [True]
-    (folder / "0005_bad.sql").write_text("CREATE TABLE half (x int);")
+    (folder / f"{NEXT}_bad.sql").write_text("CREATE TABLE half (x int);")
     assert len(await migrate(empty, folder)) == 1
 
 
 async def test_file_and_its_record_are_one_transaction(empty: Database, folder: Path) -> None:
     await migrate(empty, folder)
-    (folder / "0005_bad.sql").write_text("CREATE TABLE half (x int); ALTER TABLE schema_migrations RENAME TO lost;")
+    (folder / f"{NEXT}_bad.sql").write_text("CREATE TABLE half (x int); ALTER TABLE schema_migrations RENAME TO lost;")
     with pytest.raises(UnavailableError, match="schema_migrations"):
         await migrate(empty, folder)
     assert [state.applied_at is None for state in await status(empty, folder)] == [False] * 4 + [True]
 
 
 async def test_syntax_error_is_one_of_ours(empty: Database, folder: Path) -> None:
-    (folder / "0005_bad.sql").write_text("CREATE TABEL half (x int);")
+    (folder / f"{NEXT}_bad.sql").write_text("CREATE TABEL half (x int);")
     with pytest.raises(WardlinkError, match='syntax error at or near "TABEL"'):
         await migrate(empty, folder)
 

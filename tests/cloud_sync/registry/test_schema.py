@@ -94,8 +94,12 @@ async def test_reference_rows(registry: Database) -> None:
         ("vital_signs", None, None, None),
         ("brain_state", "1", None, None),
         ("eeg", "uV", None, None),
-        ("ecg", "mV", None, "131328"),
+        ("ecg", "uV", None, "131328"),
         ("ppg", None, None, "150452"),
+        ("acceleration", "[g]", None, None),
+        ("gyro", "deg/s", None, None),
+        ("optics", "1", None, None),
+        ("aux", "1", None, None),
     ]
 
 
