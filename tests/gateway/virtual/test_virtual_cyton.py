@@ -18,11 +18,13 @@ import pytest
 from numpy.typing import NDArray
 
 from gateway.devices.base import Event, Facts, Missing, Rejected, Samples, Send
-from gateway.devices.cyton import CytonDecoder, microvolts_per_count
+from gateway.devices.cyton import DAISY_ELECTRODES, CytonDecoder
+from gateway.devices.cyton_packets import microvolts_per_count
 from gateway.errors import ConfigError, DeviceError, UnavailableError
 from gateway.links.base import Chunk
 from gateway.links.serial_port import SerialLink
 from gateway.samples import NS_PER_S
+from gateway.signal.impedance import impedance_kohm
 from gateway.virtual.cyton import OVERFLOW_FAILURE, POLL_FAILURE, RESET_TEXT, CytonFirmware
 from gateway.virtual.recordings import Recording, load_recording
 from gateway.virtual.serial_line import VirtualSerialLine
@@ -477,3 +479,90 @@ async def test_a_link_replaces_a_link_but_never_a_file(ramp: Recording, tmp_path
         async with VirtualSerialLine(CytonFirmware(ramp), tmp_path / "file"):
             pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# Daisy and test current
+
+
+@pytest.fixture
+def sixteen() -> Recording:
+    """1000 rows; channel k carries 100 x row + k in counts."""
+    counts = np.arange(1000)[:, None] * 100 + np.arange(16)
+    return Recording(tuple(f"E{k}" for k in range(1, 17)), 250.0, counts * microvolts_per_count(24))
+
+
+def test_packets_of_a_daisy_alternate_and_hold_means(sixteen: Recording) -> None:
+    firmware = CytonFirmware(sixteen, daisy=True)
+    assert b"On Daisy" in firmware.receive(b"v", 0)
+    firmware.receive(b"b", 0)
+    packets = firmware.packets_until(3 * PERIOD_NS)
+    assert channels(packets[1])[:2] == [50, 51]
+    assert channels(packets[2])[:2] == [158, 159]
+    assert channels(packets[3])[:2] == [250, 251]
+    assert channels(packets[0]) != [8 + k for k in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("daisy", "command", "reply", "count"),
+    [
+        (True, b"c", b"daisy removed$$$", 8),
+        (True, b"cC", b"daisy removed$$$daisy attached16$$$", 16),
+        (True, b"C", b"16$$$", 16),
+        (False, b"C", b"no daisy to attach!8$$$", 8),
+        (False, b"c", b"", 8),
+        (True, b"xI020110X", b"Success: Channel set for 16$$$", 16),
+        (False, b"xI020110X", b"Failure: Err: invalid value in channel settings$$$", 8),
+        (False, b"z301Z", b"Success: Lead off set for 3$$$", 8),
+        (False, b"z30", b"", 8),
+        (False, b"zQ01Z", b"Failure: Err: invalid value in lead off settings$$$", 8),
+    ],
+)
+def test_replies_of_a_daisy(daisy: bool, command: bytes, reply: bytes, count: int, sixteen: Recording) -> None:
+    firmware = CytonFirmware(sixteen, daisy=daisy)
+    assert firmware.receive(command, 0) == reply
+    assert firmware.channel_count == count
+
+
+async def test_sixteen_channels_arrive_in_their_places(sixteen: Recording) -> None:
+    firmware = CytonFirmware(sixteen, daisy=True)
+    # 40 belongs to the Daisy, 61 to the board; 80 and 81 are a whole pair.
+    firmware.faults.lost |= {40, 61, 80, 81}
+    firmware.faults.duplicated |= {100, 101}
+    async with VirtualSerialLine(firmware) as line:
+        gateway = Gateway(SerialLink(line.port, 115200), CytonDecoder(DAISY_ELECTRODES, daisy=True))
+        await gateway.start()
+        await gateway.run_until(lambda: gateway.next_index >= 200)
+        await gateway.link.close()
+    assert gateway.missing() == [(40, 1)]
+    rows = {
+        samples.index + k: [int(samples.columns[name][k]) for name in (*DAISY_ELECTRODES, "quality")]
+        for samples in gateway.samples("eeg")
+        for k in range(len(samples))
+    }
+    assert set(rows) == set(range(max(rows) + 1)) - {40}
+    for pair, row in rows.items():
+        board = [0] * 8 if pair == 30 else [200 * pair + 50 + k for k in range(8)]
+        daisy = [0] * 8 if pair in (0, 20) else [200 * pair - 50 + k for k in range(8, 16)]
+        assert row == [*board, *daisy, {30: 0x00FF, 0: 0xFF00, 20: 0xFF00}.get(pair, 0)]
+
+
+@pytest.mark.parametrize("daisy", [False, True])
+async def test_impedance_all_the_way(daisy: bool) -> None:
+    quiet = Recording(tuple(f"E{k}" for k in range(16)), 250.0, np.full((1000, 16), 20_000.0))
+    firmware = CytonFirmware(quiet, daisy=daisy)
+    firmware.skin_ohm = {0: 1_000, 1: 5_000, 7: 250_000, 15: 40_000}
+    electrodes = DAISY_ELECTRODES if daisy else DAISY_ELECTRODES[:8]
+    async with VirtualSerialLine(firmware) as line:
+        gateway = Gateway(SerialLink(line.port, 115200), CytonDecoder(electrodes, daisy=daisy, lead_off=True))
+        await gateway.start()
+        await gateway.run_until(lambda: sum(map(len, gateway.samples("lead_off"))) >= 256)
+        await gateway.link.close()
+    assert gateway.samples("eeg") == []
+    parts = [
+        np.column_stack([part.columns[name] * part.scales[name] for name in electrodes])
+        for part in gateway.samples("lead_off")
+    ]
+    uv = np.concatenate(parts)[1:]
+    kohm = impedance_kohm(uv, gateway.decoder.signals[0].rate_hz or 0.0, averaged=2 if daisy else 1)
+    expected = [firmware.skin_ohm.get(place, 10_000) / 1000 for place in range(len(electrodes))]
+    assert kohm == pytest.approx(expected, rel=0.01)
