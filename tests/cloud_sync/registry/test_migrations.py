@@ -76,7 +76,7 @@ async def test_file_that_fails_leaves_nothing_and_those_before_it(empty: Databas
     with pytest.raises(RefusedError, match="division by zero"):
         await migrate(empty, folder)
     states = await status(empty, folder)
-    assert [state.applied_at is None for state in states] == [False] * 4 + [True]
+    assert [state.applied_at is None for state in states] == [False] * len(FILES) + [True]
     (folder / f"{NEXT}_bad.sql").write_text("CREATE TABLE half (x int);")
     assert len(await migrate(empty, folder)) == 1
 
@@ -86,7 +86,7 @@ async def test_file_and_its_record_are_one_transaction(empty: Database, folder: 
     (folder / f"{NEXT}_bad.sql").write_text("CREATE TABLE half (x int); ALTER TABLE schema_migrations RENAME TO lost;")
     with pytest.raises(UnavailableError, match="schema_migrations"):
         await migrate(empty, folder)
-    assert [state.applied_at is None for state in await status(empty, folder)] == [False] * 4 + [True]
+    assert [state.applied_at is None for state in await status(empty, folder)] == [False] * len(FILES) + [True]
 
 
 async def test_syntax_error_is_one_of_ours(empty: Database, folder: Path) -> None:
