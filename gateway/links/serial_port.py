@@ -9,17 +9,21 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import termios
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import serial
 
 from gateway.errors import ConfigError, UnavailableError
 from gateway.links.base import Chunk
+from gateway.links.serial_names import latency_ms, stable_name
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,18 @@ READ_TURN_S = 0.1
 """How soon the reader thread of a silent port sees that it shall end."""
 CLOSE_TIMEOUT_S = 3.0
 """After this the port is left to its (daemon) thread: a driver that hangs must not hold the gateway."""
+
+LATENCY_MS_MAX = 1
+"""Of an FTDI chip, whose default of 16 ms makes four of a Cyton's packets arrive as one."""
+LATENCY_HINT = (
+    "install systemd/60-wardlink-serial.rules in /usr/lib/udev/rules.d, run 'udevadm control --reload', plug in again"
+)
+
+Parity = Literal["none", "even", "odd"]
+FlowControl = Literal["none", "xon_xoff"]
+
+_PARITIES = {"none": serial.PARITY_NONE, "even": serial.PARITY_EVEN, "odd": serial.PARITY_ODD}
+_FLOW_CONTROLS = ("none", "xon_xoff")
 
 _OPEN_HINTS = {
     errno.ENOENT: "plug the device in; /dev/serial/by-id lists what is there under names that do not change",
@@ -56,15 +72,37 @@ _OPEN_REASONS = {
 _UNPLUGGED_HINT = "check the plug and the USB cable; a device that is away is tried again by itself"
 
 
-class SerialLink:
-    """A `Link` over a serial port, 8-N-1, without flow control, in exclusive use."""
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """How a port is driven: always 8 data bits and one stop bit."""
 
-    def __init__(self, path: str, baud_rate: int) -> None:
-        """`path`: the port's device file. `baud_rate`: bits per second. Raises `ConfigError`."""
+    path: str
+    baud_rate: int
+    parity: Parity
+    flow_control: FlowControl
+
+
+class SerialLink:
+    """A `Link` over a serial port, 8 data bits, 1 stop bit, in exclusive use."""
+
+    def __init__(
+        self, path: str, baud_rate: int, *, parity: Parity = "none", flow_control: FlowControl = "none"
+    ) -> None:
+        """`path`: the port's device file, best by /dev/serial/by-id. `baud_rate`: bits per second.
+
+        `parity`: a byte whose parity is wrong is thrown away, so that its packet is short and not false.
+        `flow_control`: `xon_xoff` lets this side stop the device when it is full (IXOFF). The device cannot stop this
+        side (IXON stays off): 0x11 and 0x13 that come from it are data, and the kernel would swallow them.
+        Raises `ConfigError`.
+        """
         if baud_rate <= 0:
             raise ConfigError(f"baud rate {baud_rate} of {path}: expected a positive number")
+        if parity not in _PARITIES:
+            raise ConfigError(f"parity {parity!r} of {path}: expected one of {', '.join(_PARITIES)}")
+        if flow_control not in _FLOW_CONTROLS:
+            raise ConfigError(f"flow control {flow_control!r} of {path}: expected one of {', '.join(_FLOW_CONTROLS)}")
         self._path = path
-        self._baud_rate = baud_rate
+        self._line = _Line(path, baud_rate, parity, flow_control)
         self._session: _Session | None = None
 
     @property
@@ -75,7 +113,7 @@ class SerialLink:
     async def open(self) -> None:
         """Open the port for this process alone; what waited in it is thrown away. Raises `UnavailableError`."""
         await self.close()
-        opening = asyncio.ensure_future(asyncio.to_thread(_open_port, self._path, self._baud_rate))
+        opening = asyncio.ensure_future(asyncio.to_thread(_open_port, self._line))
         try:
             port = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -207,20 +245,62 @@ class _Session:
         self._arrived.set()
 
 
-def _open_port(path: str, baud_rate: int) -> serial.Serial:
+def _open_port(line: _Line) -> serial.Serial:
+    path = line.path
+    parity = _PARITIES[line.parity]
     try:
-        port = serial.Serial(path, baud_rate, timeout=READ_TURN_S, write_timeout=WRITE_TIMEOUT_S, exclusive=True)
+        port = serial.Serial(
+            path, line.baud_rate, parity=parity, timeout=READ_TURN_S, write_timeout=WRITE_TIMEOUT_S, exclusive=True
+        )
     except ValueError as error:
-        raise ConfigError(f"serial port {path} cannot run at {baud_rate} baud: {error}") from error
+        raise ConfigError(f"serial port {path} cannot run at {line.baud_rate} baud: {error}") from error
     except (OSError, termios.error) as error:
         raise _not_opened(path, error) from error
     try:
         # pyserial's own lock (flock) stops only programs that ask for it; this one stops all but root's.
         fcntl.ioctl(port.fileno(), termios.TIOCEXCL)
-    except OSError as error:
+        _set_input_modes(port, line)
+    except (OSError, termios.error) as error:
         port.close()
         raise _not_opened(path, error) from error
+    _look_at_names(path)
     return port
+
+
+def _set_input_modes(port: serial.Serial, line: _Line) -> None:
+    """What pyserial cannot set: drop bytes of wrong parity, and flow control in one direction alone."""
+    modes = termios.tcgetattr(port.fileno())
+    if line.parity != "none":
+        modes[0] |= termios.INPCK | termios.IGNPAR
+    if line.flow_control == "xon_xoff":
+        modes[0] |= termios.IXOFF
+    termios.tcsetattr(port.fileno(), termios.TCSANOW, modes)
+
+
+def _look_at_names(path: str) -> None:
+    latency = latency_ms(path)
+    if latency is not None and latency > LATENCY_MS_MAX:
+        _warn_of_latency(path, latency)
+    stable = stable_name(path)
+    if stable is not None and not path.startswith("/dev/serial/"):
+        _tell_stable_name(path, stable)
+
+
+@functools.cache
+def _warn_of_latency(path: str, latency: int) -> None:
+    """Once for each port and value: a device that comes and goes must not fill the log with it."""
+    log.warning(
+        "serial port %s holds bytes back for up to %d ms, expected %d (hint: %s)",
+        path,
+        latency,
+        LATENCY_MS_MAX,
+        LATENCY_HINT,
+    )
+
+
+@functools.cache
+def _tell_stable_name(path: str, stable: str) -> None:
+    log.info("serial port %s may be another device after the next plug; %s will not", path, stable)
 
 
 def _close(port: serial.Serial) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import pty
 import select
@@ -19,7 +20,7 @@ import pytest
 import serial
 
 from gateway.errors import ConfigError, UnavailableError
-from gateway.links import serial_port
+from gateway.links import serial_names, serial_port
 from gateway.links.serial_port import SerialLink
 
 DEADLINE_S = 10.0
@@ -237,8 +238,8 @@ async def test_a_cancelled_opening_leaves_no_open_port(terminal: Terminal, monke
     opened: list[serial.Serial] = []
     really_open = serial_port._open_port
 
-    def open_and_remember(path: str, baud_rate: int) -> serial.Serial:
-        opened.append(really_open(path, baud_rate))
+    def open_and_remember(line: serial_port._Line) -> serial.Serial:
+        opened.append(really_open(line))
         return opened[0]
 
     monkeypatch.setattr(serial_port, "_open_port", open_and_remember)
@@ -287,3 +288,118 @@ async def test_refusals_of_the_system(error: Exception, hint: str, monkeypatch: 
 def test_impossible_baud_rate(baud_rate: int) -> None:
     with pytest.raises(ConfigError, match="baud rate"):
         SerialLink("/dev/ttyUSB0", baud_rate)
+
+
+def modes_of(link: SerialLink) -> tuple[int, serial.Serial]:
+    assert link._session is not None
+    port = link._session._port
+    return termios.tcgetattr(port.fileno())[0], port
+
+
+async def test_parity_and_flow_control_reach_the_port(terminal: Terminal) -> None:
+    link = SerialLink(terminal.path, 19_200, parity="odd", flow_control="xon_xoff")
+    await link.open()
+    modes, port = modes_of(link)
+    assert (port.baudrate, port.bytesize, port.parity, port.stopbits) == (19_200, 8, "O", 1)
+    assert modes & (termios.INPCK | termios.IGNPAR) == termios.INPCK | termios.IGNPAR
+    assert modes & termios.IXOFF
+    await link.close()
+
+
+async def test_flow_control_takes_no_byte_out_of_the_data(terminal: Terminal) -> None:
+    link = SerialLink(terminal.path, 19_200, parity="odd", flow_control="xon_xoff")
+    await link.open()
+    terminal.say(bytes(range(256)) * 4)
+    assert await read_bytes(link, 1024) == bytes(range(256)) * 4
+    await link.write(b"still writes")
+    await link.close()
+
+
+async def test_without_a_wish_neither_is_on(link: SerialLink) -> None:
+    modes, port = modes_of(link)
+    assert port.parity == "N"
+    assert not modes & (termios.INPCK | termios.IXOFF | termios.IXON)
+
+
+@pytest.mark.parametrize(("option", "value"), [("parity", "mark"), ("flow_control", "rts_cts")])
+def test_impossible_options(option: str, value: str) -> None:
+    with pytest.raises(ConfigError, match="expected one of none"):
+        SerialLink("/dev/ttyUSB0", 9600, **{option: value})
+
+
+@pytest.fixture
+def system(tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /sys and a /dev of its own; the terminal is in it as the port of an FTDI chip."""
+    by_id, devices = tmp_path / "by-id", tmp_path / "devices"
+    (devices / Path(terminal.path).name).mkdir(parents=True)
+    by_id.mkdir()
+    monkeypatch.setattr(serial_names, "USB_SERIAL_DEVICES", devices)
+    monkeypatch.setattr(serial_names, "BY_ID", by_id)
+    serial_port._warn_of_latency.cache_clear()
+    serial_port._tell_stable_name.cache_clear()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("latency", "warned"), [("16\n", True), ("2\n", True), ("1\n", False), ("?", False)])
+async def test_a_slow_ftdi_chip_is_warned_of_once_with_the_rule(
+    latency: str, warned: bool, terminal: Terminal, system: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (system / "devices" / Path(terminal.path).name / "latency_timer").write_text(latency)
+    link = SerialLink(terminal.path, 115200)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            await link.open()
+            await link.close()
+    assert len(caplog.records) == warned
+    if warned:
+        assert f"up to {latency.strip()} ms" in caplog.text
+        assert "60-wardlink-serial.rules" in caplog.text
+        assert (Path(__file__).parents[3] / "systemd" / "60-wardlink-serial.rules").is_file()
+
+
+def test_the_latency_is_found_through_a_stable_name(terminal: Terminal, system: Path) -> None:
+    (system / "devices" / Path(terminal.path).name / "latency_timer").write_text("16")
+    stable = system / "by-id" / "usb-FTDI_FT231X_USB_UART_DM00Q0QR-if00-port0"
+    stable.symlink_to(terminal.path)
+    assert serial_names.latency_ms(str(stable)) == 16
+    assert serial_names.stable_name(terminal.path) == str(stable)
+    assert serial_names.stable_names() == {terminal.path: str(stable)}
+    assert serial_names.latency_ms("/dev/ttyS0") is None
+    assert serial_names.stable_name("/dev/ttyS0") is None
+
+
+async def test_a_name_that_may_change_is_told(
+    terminal: Terminal, system: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stable = system / "by-id" / "usb-Nonin"
+    stable.symlink_to(terminal.path)
+    with caplog.at_level(logging.INFO):
+        link = SerialLink(terminal.path, 9600)
+        await link.open()
+        await link.close()
+    assert str(stable) in caplog.text
+
+
+def test_no_udev_no_names(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serial_names, "BY_ID", system / "nothing")
+    assert serial_names.stable_names() == {}
+
+
+async def test_a_stable_name_leads_to_the_port_after_a_replug(terminal: Terminal, tmp_path: Path) -> None:
+    stable = tmp_path / "usb-Device-if00"
+    stable.symlink_to(terminal.path)
+    link = SerialLink(str(stable), 115200)
+    await link.open()
+    terminal.unplug()
+    with pytest.raises(UnavailableError, match="was lost"):
+        await asyncio.wait_for(link.read(), DEADLINE_S)
+    stable.unlink()
+    with pytest.raises(UnavailableError, match="no such port"):
+        await link.open()
+    again = Terminal()
+    stable.symlink_to(again.path)
+    await link.open()
+    again.say(b"back")
+    assert await read_bytes(link, 4) == b"back"
+    await link.close()
+    again.unplug()
