@@ -18,7 +18,6 @@ from gateway.devices.base import Event, Facts, Missing, Rejected, Samples, Signa
 from gateway.devices.muse import (
     ACCELERATION,
     ACCELERATION_G_PER_COUNT,
-    BATTERY_PCT_PER_COUNT,
     EEG_RATE_HZ,
     ELECTRODES,
     GYRO,
@@ -48,6 +47,8 @@ EEG_MICROVOLTS_PER_COUNT = 1450 / 16383
 OPTICS_RATE_HZ = 64.0
 PACKET_PERIOD_NS_MIN = NS_PER_S // 120
 """The busiest preset, p1041, sends 37 packets a second; three times that is no real counter."""
+BATTERY_PCT_PER_COUNT = (1 / 512, 1 / 256)
+"""BrainFlow and muse-lsl read the first, OpenMuse the second; the status reply, in whole %, tells which it is."""
 BLOCK_COUNTER_PERIOD = 256
 BLOCKS_AHEAD_MAX = 64
 """How far a block counter may be from what the packet counter lets expect: a quarter of its period."""
@@ -191,7 +192,7 @@ class MuseAthenaDecoder:
 
     def _decode(self, block: Block, arrival_ns: int) -> list[Event]:
         if block.tag in BATTERY_TAGS:
-            return [_battery(block.data)]
+            return [self._battery(block.data)]
         layout = LAYOUTS[block.tag]
         if not layout.signals:
             return []
@@ -203,6 +204,15 @@ class MuseAthenaDecoder:
         if stream is None:
             stream = self._streams[block.tag] = _BlockStream(layout, [spec for spec in specs if spec], self._packets)
         return stream.receive(block, self._packets, arrival_ns)
+
+    def _battery(self, data: bytes) -> Event:
+        count = int.from_bytes(data[:2], "little")
+        said_pct = self._control.battery_pct
+        readings = [count * scale for scale in BATTERY_PCT_PER_COUNT]
+        battery_pct = readings[0] if said_pct is None else min(readings, key=lambda pct: abs(pct - said_pct))
+        if len(data) < 2 or battery_pct > 100:
+            return Rejected(len(data), "battery block without a charge of 0 to 100 %")
+        return Facts(battery_pct=battery_pct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,13 +333,6 @@ def _blocks(packet: bytes, events: list[Event]) -> Iterator[Block]:
             events.append(Rejected(len(packet) - header_at, "bytes behind the last block"))
             return
         tag, counter = packet[header_at], packet[header_at + 1]
-
-
-def _battery(data: bytes) -> Event:
-    battery_pct = int.from_bytes(data[:2], "little") * BATTERY_PCT_PER_COUNT
-    if len(data) < 2 or battery_pct > 100:
-        return Rejected(len(data), "battery block without a charge of 0 to 100 %")
-    return Facts(battery_pct=battery_pct)
 
 
 _SCALES = {

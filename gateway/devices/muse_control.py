@@ -110,6 +110,8 @@ class Conversation:
         self._replies = ReplyReader()
         self._sent_ns: int | None = None
         self._failure: DeviceError | None = None
+        self.battery_pct: float | None = None
+        """As the newest status reply said."""
 
     @property
     def done(self) -> bool:
@@ -174,5 +176,6 @@ class Conversation:
         if isinstance(firmware, str) and firmware.isprintable():
             events.append(Facts(model=self._model, firmware=firmware[:PLAUSIBLE_TEXT_CHARACTERS_MAX]))
         if isinstance(battery_pct, int | float) and not isinstance(battery_pct, bool) and 0 <= battery_pct <= 100:
-            events.append(Facts(battery_pct=float(battery_pct)))
+            self.battery_pct = float(battery_pct)
+            events.append(Facts(battery_pct=self.battery_pct))
         return events
