@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from msgspec import Meta
 
@@ -12,24 +13,28 @@ from gateway import config
 from gateway.config import Section
 from gateway.devices import registry
 from gateway.mqtt import Broker, Tls
-from gateway.wire.topics import NAME_PATTERN
+from gateway.samples import QUALITY
+from gateway.wire.topics import NAME_PATTERN, NAME_RULE
 
 DEFAULT_PATH = Path("/etc/wardlink/gateway.toml")
 MQTT_PASSWORD = "mqtt-password"  # noqa: S105 - the credential's name, not its value
 REDIS_PASSWORD = "redis-password"  # noqa: S105
 
-Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="letters, digits, '.', '_', ':' or '-', at most 80")]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
-_UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
-_BLUETOOTH_ADDRESS = re.compile(r"^([0-9A-F]{2}:){5}[0-9A-F]{2}$")
+_UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$(?!\n)"
+Uuid = Annotated[str, Meta(pattern=_UUID, description="a UUID, as 6b1f5f0e-6f3a-4b1e-9c50-0d9c5a3c7a11")]
+_HOST = re.compile(r"([A-Za-z0-9_](\.?[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:]+(%\w+)?)")
+"""A name, an IPv4 or an IPv6 address: no scheme, port or path."""
+_BLUETOOTH_ADDRESS = re.compile(r"([0-9A-F]{2}:){5}[0-9A-F]{2}")
 
 
 class Gateway(Section, frozen=True):
     """Who this gateway is and where it keeps its data."""
 
     id: Name
-    state_dir: str = "/var/lib/wardlink"
+    state_dir: str = "/var/lib/wardlink-gateway"
 
 
 class TlsFiles(Section, frozen=True):
@@ -75,7 +80,7 @@ class Uplink(Section, frozen=True):
 class LiveRedis(Section, frozen=True):
     """The cache of newest states for pages and feedback; all of it can be lost with no harm."""
 
-    url: Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
+    url: str
 
 
 class Live(Section, frozen=True):
@@ -100,9 +105,9 @@ class Device(Section, frozen=True):
     """EEG only: compute features."""
     raw: bool = True
     """EEG only: send raw samples too."""
-    user_id: Annotated[str, Meta(pattern=_UUID)] | None = None
+    user_id: Uuid | None = None
     """Whose live state this is (a UUID, no name)."""
-    session_id: Annotated[str, Meta(pattern=_UUID)] | None = None
+    session_id: Uuid | None = None
 
 
 class Settings(Section, frozen=True):
@@ -124,15 +129,30 @@ class Settings(Section, frozen=True):
 def load(path: Path) -> Settings:
     """Read and check everything that can be checked without opening anything. Raises `ConfigError`."""
     settings = config.load(path, Settings)
-    _check_devices(path, settings)
     if not Path(settings.gateway.state_dir).is_absolute():
-        raise config.problem(path, "gateway.state_dir", "expected an absolute path")
-    if settings.spool.backend == "redis" and not settings.spool.redis_url:
-        raise config.problem(path, "spool.redis_url", "missing", hint='backend = "redis" needs the server\'s URL')
-    tls = settings.mqtt.tls
-    if isinstance(tls, TlsFiles) and (tls.cert_file is None) != (tls.key_file is None):
-        raise config.problem(path, "mqtt.tls", "cert_file and key_file belong together")
+        raise config.problem(path, "gateway.state_dir", "expected an absolute path", hint="it begins with /")
+    _check_mqtt(path, settings.mqtt)
+    _check_spool(path, settings.spool)
+    if settings.live.redis is not None:
+        _check_redis_url(path, "live.redis.url", settings.live.redis.url)
+    _check_devices(path, settings.device)
     return settings
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is allowed but should be known."""
+    found = []
+    mqtt = settings.mqtt
+    if not mqtt.tls and not config.is_loopback(mqtt.host):
+        found.append(f"mqtt.tls is off and {mqtt.host} is another machine: data travels in clear")
+    live = settings.live.redis
+    for key, text in (("spool.redis_url", settings.spool.redis_url), ("live.redis.url", live.url if live else None)):
+        url = urlsplit(text or "")
+        if url.scheme == "redis" and not config.is_loopback(url.hostname or ""):
+            found.append(f"{key} has no TLS and {url.hostname} is another machine: data travels in clear")
+    if not settings.device:
+        found.append("there is no [[device]]: nothing will be read")
+    return found
 
 
 def broker(settings: Settings) -> Broker:
@@ -148,24 +168,107 @@ def broker(settings: Settings) -> Broker:
     return Broker(mqtt.host, mqtt.port, f"wardlink-{settings.gateway.id}", mqtt.username, password, tls)
 
 
-def _check_devices(path: Path, settings: Settings) -> None:
-    serials: set[str] = set()
-    for number, device in enumerate(settings.device):
+def _check_mqtt(path: Path, mqtt: Mqtt) -> None:
+    if not _HOST.fullmatch(mqtt.host):
+        raise config.problem(
+            path, "mqtt.host", f"{mqtt.host!r} is no host name or address", hint="the port has a key of its own"
+        )
+    tls = mqtt.tls
+    if isinstance(tls, TlsFiles) and (tls.cert_file is None) != (tls.key_file is None):
+        missing = "cert_file" if tls.cert_file is None else "key_file"
+        raise config.problem(
+            path, "mqtt.tls", "cert_file and key_file belong together", hint=f"mqtt.tls.{missing} is missing"
+        )
+
+
+def _check_spool(path: Path, spool: Spool) -> None:
+    if spool.path is not None and not Path(spool.path).is_absolute():
+        raise config.problem(path, "spool.path", "expected an absolute path", hint="it begins with /")
+    if spool.redis_url is not None:
+        _check_redis_url(path, "spool.redis_url", spool.redis_url)
+    elif spool.backend == "redis":
+        raise config.problem(
+            path, "spool.redis_url", "missing", hint='backend = "redis" needs the URL, as redis://localhost:6379/0'
+        )
+
+
+def _check_redis_url(path: Path, key: str, text: str) -> None:
+    """The URL is not repeated in the error: it may hold a password."""
+    expected = "expected redis://host:6379/0, rediss://host:6379/0 (TLS) or unix:///run/redis/redis.sock"
+    try:
+        url = urlsplit(text)
+        port_is_valid = url.port is None or url.port > 0
+    except ValueError:
+        raise config.problem(path, key, "not a URL of a Redis server", hint=expected) from None
+    place = url.path if url.scheme == "unix" else url.hostname
+    if url.scheme not in {"redis", "rediss", "unix"} or not place or not port_is_valid:
+        raise config.problem(path, key, "not a URL of a Redis server", hint=expected)
+    if url.password is not None or "password" in parse_qs(url.query):
+        raise config.problem(
+            path,
+            key,
+            "holds a password",
+            hint=f"secrets are the credential {REDIS_PASSWORD!r} or {config.environment_name(REDIS_PASSWORD)}",
+        )
+
+
+def _check_devices(path: Path, devices: tuple[Device, ...]) -> None:
+    seen: dict[tuple[str, str], int] = {}
+    for number, device in enumerate(devices):
         key = f"device[{number}]"
         driver = registry.DRIVERS.get(device.driver)
         if driver is None:
             known = ", ".join(sorted(registry.DRIVERS))
             raise config.problem(path, f"{key}.driver", f"no driver {device.driver!r}", hint=f"known drivers: {known}")
-        if device.serial in serials:
-            raise config.problem(path, f"{key}.serial", f"{device.serial!r} is there twice")
-        serials.add(device.serial)
-        if driver.link is registry.LinkKind.SERIAL and not device.port:
+        _check_place(path, key, device, driver)
+        for name in ("serial", "port", "address"):
+            value = getattr(device, name)
+            if value is None:
+                continue
+            other = seen.setdefault((name, value.upper() if name == "address" else value), number)
+            if other != number:
+                raise config.problem(
+                    path, f"{key}.{name}", f"{value!r} is there twice", hint=f"device[{other}] has it, too"
+                )
+        if device.channels is not None:
+            _check_channels(path, key, device, driver)
+
+
+def _check_place(path: Path, key: str, device: Device, driver: registry.Driver) -> None:
+    """Where the device is: a port or an address, as its link is."""
+    if driver.link is registry.LinkKind.SERIAL:
+        if not device.port:
             raise config.problem(path, f"{key}.port", "missing", hint="ls -l /dev/serial/by-id shows stable names")
-        if driver.link is registry.LinkKind.BLE and not _BLUETOOTH_ADDRESS.match((device.address or "").upper()):
-            raise config.problem(path, f"{key}.address", "expected a Bluetooth address like 00:11:22:AA:BB:CC")
-        if device.channels is not None and len(device.channels) != driver.channel_count:
+        if not Path(device.port).is_absolute():
             raise config.problem(
-                path, f"{key}.channels", f"{len(device.channels)} names, {device.driver} has {driver.channel_count}"
+                path, f"{key}.port", f"{device.port!r} is no path", hint="ls -l /dev/serial/by-id shows stable names"
             )
-        if device.channels is not None and len(set(device.channels)) != len(device.channels):
-            raise config.problem(path, f"{key}.channels", "a name is there twice")
+        if device.address is not None:
+            raise config.problem(path, f"{key}.address", f"a {device.driver} is a serial device", hint="remove it")
+    else:
+        if not _BLUETOOTH_ADDRESS.fullmatch((device.address or "").upper()):
+            raise config.problem(
+                path,
+                f"{key}.address",
+                "expected a Bluetooth address like 00:11:22:AA:BB:CC",
+                hint="bluetoothctl scan on shows the addresses around",
+            )
+        if device.port is not None:
+            raise config.problem(path, f"{key}.port", f"a {device.driver} is a BLE device", hint="remove it")
+
+
+def _check_channels(path: Path, key: str, device: Device, driver: registry.Driver) -> None:
+    channels = device.channels or ()
+    where = f"{key}.channels"
+    if len(channels) != driver.channel_count:
+        raise config.problem(
+            path,
+            where,
+            f"{len(channels)} names, {device.driver} has {driver.channel_count} electrodes",
+            hint="name them in the order of the inputs" if driver.channel_count else "remove it",
+        )
+    if len(set(channels)) != len(channels):
+        twice = next(name for name in channels if channels.count(name) > 1)
+        raise config.problem(path, where, f"{twice!r} is there twice", hint="every electrode has a name of its own")
+    if QUALITY in channels:
+        raise config.problem(path, where, f"{QUALITY!r} is the name of a field", hint="name the electrode otherwise")
