@@ -30,6 +30,7 @@ PERIODS_MAX = 32
 """Periods kept of one signal: a replay of weeks crosses that many wards rounds."""
 AGE_S_MAX = 30.0
 """Then a period is asked for again: a notification lost on a half-open connection misleads no longer than this."""
+_INT64_MAX = 2**63 - 1
 _FOR_ALL_TIMES = frozenset({UNKNOWN_DEVICE, UNKNOWN_SIGNAL_TYPE})
 
 
@@ -138,8 +139,8 @@ def cut(block: SampleBlock, periods: Sequence[BoundPeriod], reason: str) -> Bind
     is_bound = np.zeros(len(block), dtype=bool)
     spans: list[tuple[int, int, BoundPeriod]] = []
     for period in periods:
-        start = int(np.searchsorted(block.times_ns, period.from_ns))
-        stop = len(block) if period.to_ns is None else int(np.searchsorted(block.times_ns, period.to_ns))
+        start = position(block, period.from_ns)
+        stop = len(block) if period.to_ns is None else position(block, period.to_ns)
         if start < stop:
             is_bound[start:stop] = True
             spans.append((start, stop, period))
@@ -151,6 +152,13 @@ def cut(block: SampleBlock, periods: Sequence[BoundPeriod], reason: str) -> Bind
     outside = [(start, stop, period) for start, stop, period in spans if stop <= first or start >= end]
     parts = (BoundSamples(period, block.part(start, stop)) for start, stop, period in outside)
     return Binding(tuple(parts), block.part(first, end), reason)
+
+
+def position(block: SampleBlock, time_ns: int) -> int:
+    """How many samples are before a time, which may lie beyond what 64 bits hold."""
+    if time_ns > _INT64_MAX:
+        return len(block)
+    return int(np.searchsorted(block.times_ns, max(time_ns, -_INT64_MAX - 1)))
 
 
 def _writable(resolution: Resolution) -> Resolution:

@@ -10,10 +10,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
-from cloud_sync.binding import EVERY_DEVICE, Bindings
+from cloud_sync.binding import EVERY_DEVICE, Bindings, position
 from cloud_sync.point_batch import PointBatch
 from cloud_sync.registry import ledger, letters
 from cloud_sync.registry.binding_rows import UNKNOWN_DEVICE
@@ -145,10 +144,10 @@ def _waiting_samples(message: ParkedMessage) -> SampleBlock:
     decoded = codec.decode_on(message.topic, message.payload, message.content_type or None).content
     if not isinstance(decoded, SampleBlock):
         raise WireError("a loss record is never parked")
-    start, stop = np.searchsorted(decoded.times_ns, [message.from_ns, message.to_ns])
+    start, stop = position(decoded, message.from_ns), position(decoded, message.to_ns)
     if start == stop:
         raise WireError("none of its samples is in the span that waits")
-    return decoded.part(int(start), int(stop))
+    return decoded.part(start, stop)
 
 
 def _letter(message: ParkedMessage, reason: str, detail: str) -> DeadLetter:

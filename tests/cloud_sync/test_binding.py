@@ -55,6 +55,14 @@ def test_the_last_stream_is_open() -> None:
     assert [len(part.samples) for part in found.bound] == [1, 2]
 
 
+@pytest.mark.parametrize("times", [(-(2**63), -(2**63) + 1), (2**63 - 2, 2**63 - 1), (-(2**63), 2**63 - 1)])
+def test_borders_beyond_64_bits(times: tuple[int, int]) -> None:
+    found = cut(block(*times), [period(1, -(2**63) - 10**12, 2**63 + 10**12)], "")
+    assert found.waiting is None
+    assert cut(block(*times), [period(1, -(2**63) - 10**12, -(2**63))], "").bound == ()
+    assert cut(block(*times), [period(1, 2**63, None)], "").bound == ()
+
+
 async def test_a_period_is_asked_for_once_until_something_changes(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     resolve = binding.resolve

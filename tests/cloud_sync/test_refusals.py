@@ -9,6 +9,7 @@ import pytest
 
 from cloud_sync import ingest
 from cloud_sync.redrive import Redrive
+from cloud_sync.registry import admin
 from cloud_sync.registry.entries import BlockCommit
 from gateway.errors import RefusedError
 from gateway.wire import topics
@@ -177,3 +178,74 @@ async def test_parked_lines_that_the_store_refuses_are_kept_as_a_letter(chain: A
         await chain.until_count("parked_messages", 0)
     assert await chain.count("dead_letters") == 2
     assert await chain.value("SELECT coalesce(sum(point_count), 0) FROM signal_streams") == 250
+
+
+async def test_a_notification_that_is_ahead_of_the_data_is_not_lost(
+    chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is bound, and redriven in vain, between the question and the commit that parks."""
+    commit = ingest.ledger.commit
+
+    async def late(connection: Any, batch: Any) -> Any:
+        if batch.parked and chain.bridge.redrive.settled_count == 0 and not overtaken:
+            overtaken.append(True)
+            await chain.add_device("NEW-1", "hr_strap", "A")
+
+            async def was_looked_at() -> bool:
+                return bool(looked) and not chain.bridge.redrive._devices
+
+            await chain.wait_for(was_looked_at, "the redrive to find nothing")
+        return await commit(connection, batch)
+
+    overtaken: list[bool] = []
+    looked: list[set[str]] = []
+    await chain.start()
+    look = chain.bridge.redrive.look
+
+    async def watched(devices: set[str]) -> None:
+        await look(devices)
+        if "NEW-1" in devices:
+            looked.append(devices)
+
+    monkeypatch.setattr(chain.bridge.redrive, "look", watched)
+    monkeypatch.setattr(ingest.ledger, "commit", late)
+    async with chain.gateway() as gateway:
+        await gateway.send(chain.vitals("NEW-1"), 0)
+        await gateway.until_receipted("NEW-1", "vital_signs", 0)
+        await chain.until_count("parked_messages", 0)
+    assert overtaken
+    assert await chain.value("SELECT point_count FROM signal_streams") == 5
+
+
+async def test_only_the_samples_that_wait_are_written_later(chain: Any) -> None:
+    await chain.start()
+    border = (await chain.rows("SELECT to_timestamp(%s)", chain.noon_ns / 1e9 + 2))[0][0]
+    async with chain.registry.connection() as connection:
+        await admin.assign_device(connection, "STRAP-1", None, since=border)
+    async with chain.gateway() as gateway:
+        await gateway.send(chain.vitals(), 0)
+        await gateway.until_receipted("STRAP-1", "vital_signs", 0)
+        assert await chain.rows("SELECT sample_count FROM parked_messages") == [(3,)]
+        assert await chain.rows("SELECT point_count FROM signal_streams") == [(2,)]
+        async with chain.registry.connection() as connection:
+            await admin.assign_device(connection, "STRAP-1", "B", since=border)
+        await chain.until_count("parked_messages", 0)
+    assert await chain.rows("SELECT point_count FROM signal_streams ORDER BY started_at") == [(2,), (3,)]
+    assert len(await chain.points("vital_signs")) == 5
+
+
+async def test_what_is_through_is_acknowledged(chain: Any) -> None:
+    await chain.start()
+    async with chain.gateway() as gateway:
+        await gateway.send(chain.vitals(), 0)
+        await gateway.publish(topics.data(gateway.name, "STRAP-1", "vital_signs"), b"garbage")
+        await gateway.send(chain.vitals("NEW-1"), 0)
+        await gateway.until_receipted("NEW-1", "vital_signs", 0)
+        await chain.stop()
+        gateway.heard.clear()
+        await chain.start()
+        await gateway.send(chain.vitals(first_ns=chain.noon_ns + 10**10), 1)
+        await gateway.until_receipted("STRAP-1", "vital_signs", 1)
+        assert gateway.receipted("STRAP-1", "vital_signs") == [(1, 1)]
+        assert gateway.receipted("NEW-1", "vital_signs") == []
+    assert await chain.value("SELECT repeats FROM dead_letters") == 0
