@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
-from gateway.errors import EXIT_FAILURE, EXIT_OK, WardlinkError
+from gateway.errors import EXIT_FAILURE, EXIT_OK, ConfigError, WardlinkError
 from wardlink.terminal import show_error
 
 _EXAMPLES = """\
@@ -20,27 +22,49 @@ examples:
 
 `wardlink COMMAND --help` tells more. Exit codes: 0 ok, 1 failure, 2 usage or configuration.
 """
-_SIDES = ("gateway", "cloud", "demo")
+EXIT_INTERRUPTED = 130
+"""Of a program that Ctrl-C ended, as shells have it: 128 + SIGINT."""
+_EXTRAS = {"cloud": "cloud", "demo": "gateway,cloud"}
+_OWN = frozenset({"gateway", "cloud_sync", "wardlink"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser(words[0] if words else "")
-    args = parser.parse_args(words)
+    side = words[0] if words else ""
     try:
-        handler = args.handler
-        code: int = handler(args)
+        args = _parser(side).parse_args(words)
+        code: int = args.handler(args)
+        sys.stdout.flush()
     except WardlinkError as error:
         return show_error(error)
+    except ModuleNotFoundError as error:
+        return show_error(_not_installed(error, side))
     except BaseExceptionGroup as group:
         return _show_group(group)
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output is gone, and so is the place for complaints
+        _leave_output()
         return EXIT_OK
     return code
+
+
+def _not_installed(error: ModuleNotFoundError, side: str) -> WardlinkError:
+    """A side whose libraries are not there. Raises the error itself where what is missing is our own: a bug."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package in _OWN:
+        raise error
+    return ConfigError(
+        f"the Python package {package} is not installed",
+        hint=f"pip install 'wardlink[{_EXTRAS.get(side, 'gateway')}]'",
+    )
+
+
+def _leave_output() -> None:
+    """Whoever read our output is gone: what is still in the buffer must not fail again when Python ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_group(group: BaseExceptionGroup[BaseException]) -> int:
@@ -62,6 +86,7 @@ def _parser(side: str) -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(required=True, metavar="{gateway,cloud,demo}")
     gateway = commands.add_parser("gateway", help="the gateway beside the patient")
     cloud = commands.add_parser("cloud", help="the bridge in the cloud and its registry")
@@ -85,3 +110,23 @@ def _parser(side: str) -> argparse.ArgumentParser:
     else:
         commands.add_parser("demo", help="the whole chain on private servers, with virtual devices")
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        _namespace: argparse.Namespace,
+        _values: object,
+        _option_string: str | None = None,
+    ) -> None:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+        try:
+            found = version("wardlink")
+        except PackageNotFoundError:
+            found = "(a source tree that was never installed)"
+        print(f"wardlink {found}")
+        parser.exit()

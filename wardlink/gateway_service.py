@@ -5,55 +5,117 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from gateway import app, settings
+from gateway import app, config, settings
 from gateway.devices.registry import DRIVERS
-from gateway.errors import EXIT_OK, ConfigError
+from gateway.errors import EXIT_OK, ConfigError, DamagedError
 from gateway.service import set_up_logging
 from gateway.settings import Settings
 from wardlink.terminal import show_rows
 
+log = logging.getLogger(__name__)
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
+
+
+def add_commands(subparsers: Subparsers) -> None:
     """Add the commands below `wardlink gateway`."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", type=Path, default=settings.DEFAULT_PATH, help="default: %(default)s")
-    run = subparsers.add_parser("run", parents=[common], help="run the gateway service")
+    common.add_argument(
+        "--config", type=Path, default=settings.DEFAULT_PATH, metavar="FILE", help="default: %(default)s"
+    )
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON")
+    run = _command(subparsers, _run, "run", "run the gateway service", [common], "run --config ward5.toml")
     run.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    run.set_defaults(handler=_run)
-    check = subparsers.add_parser("check-config", parents=[common], help="check the configuration, open nothing")
-    check.set_defaults(handler=_check_config)
-    drivers = subparsers.add_parser("drivers", help="list the devices that this version can read")
-    drivers.add_argument("--json", action="store_true", help="print JSON")
-    drivers.set_defaults(handler=_drivers)
-    spool = subparsers.add_parser("spool", help="look at the outbox")
-    actions = spool.add_subparsers(required=True, metavar="ACTION")
-    status = actions.add_parser("status", parents=[common], help="what is waiting, accepted and lost, by stream")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(handler=_spool_status)
+    _command(
+        subparsers,
+        _check_config,
+        "check-config",
+        "check the configuration, open nothing",
+        [common, as_json],
+        "check-config",
+        "check-config --config ward5.toml --json",
+    )
+    _command(subparsers, _drivers, "drivers", "list the devices that this version can read", [as_json], "drivers")
+    spool = subparsers.add_parser("spool", help="look at the outbox", description="look at the outbox")
+    _command(
+        spool.add_subparsers(required=True, metavar="ACTION"),
+        _spool_status,
+        "status",
+        "what is waiting, accepted and lost, by stream",
+        [common, as_json],
+        "spool status",
+        "spool status --json",
+    )
+
+
+def _command(
+    subparsers: Subparsers,
+    handler: Callable[[argparse.Namespace], int],
+    name: str,
+    summary: str,
+    parents: Sequence[argparse.ArgumentParser],
+    *examples: str,
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name,
+        parents=parents,
+        help=summary,
+        description=summary,
+        epilog="\n".join(["examples:", *(f"  wardlink gateway {example}" for example in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
 
 
 def _run(args: argparse.Namespace) -> int:
     chosen = settings.load(args.config)
     set_up_logging("wardlink-gateway", args.log_level)
+    for warning in settings.warnings(chosen):
+        log.warning("%s: %s", args.config, warning)
     asyncio.run(app.run(chosen))
     return EXIT_OK
 
 
 def _check_config(args: argparse.Namespace) -> int:
     chosen = settings.load(args.config)
-    broker = settings.broker(chosen)
+    used = _used(chosen)
+    if args.json:
+        print(json.dumps({"file": str(args.config), "ok": True, **used}, indent=2))
+        return EXIT_OK
     print(f"{args.config}: ok")
-    print(f"gateway {chosen.gateway.id}, broker {broker} ({'TLS' if broker.tls else 'no TLS'})")
-    print(f"outbox: {_outbox_place(chosen)}, at most {chosen.spool.bytes_max} bytes")
-    for device in chosen.device:
-        print(f"device {device.serial}: {device.driver} at {device.port or device.address}")
+    for part in ("gateway", "broker", "outbox", "credentials"):
+        print(f"{part}: {used[part]}")
+    for device in used["devices"]:
+        print(f"device {device['serial']}: {device['driver']} at {device['place']}")
+    for warning in used["warnings"]:
+        print(f"warning: {warning}")
     return EXIT_OK
 
 
-def _outbox_place(chosen: Settings) -> str:
-    return str(chosen.outbox_path) if chosen.spool.backend == "sqlite" else "Redis"
+def _used(chosen: Settings) -> dict[str, Any]:
+    """What the gateway would use, without secrets."""
+    broker = settings.broker(chosen)
+    place = str(chosen.outbox_path) if chosen.spool.backend == "sqlite" else "Redis"
+    found = [name for name in (settings.MQTT_PASSWORD, settings.REDIS_PASSWORD) if config.secret(name)]
+    return {
+        "gateway": f"{chosen.gateway.id}, state in {chosen.gateway.state_dir}",
+        "broker": f"{broker}, {'TLS' if broker.tls else 'no TLS'}, user {broker.username or '(none)'}",
+        "outbox": f"{place}, at most {chosen.spool.bytes_max} bytes",
+        "credentials": ", ".join(found) or "(none)",
+        "devices": [
+            {"serial": device.serial, "driver": device.driver, "place": device.port or device.address}
+            for device in chosen.device
+        ],
+        "warnings": settings.warnings(chosen),
+    }
 
 
 def _drivers(args: argparse.Namespace) -> int:
@@ -70,9 +132,11 @@ def _spool_status(args: argparse.Namespace) -> int:
     if chosen.spool.backend == "sqlite" and not chosen.outbox_path.exists():
         raise ConfigError(f"there is no outbox at {chosen.outbox_path}", hint="has the gateway run with this file yet?")
     store = app.make_store(chosen, read_only=True)
-    store.open()
     try:
+        store.open()
         holding, tallies = store.holding(), store.tallies()
+    except DamagedError as error:
+        raise DamagedError(error.message, hint=error.hint or app.DAMAGED_HINT) from error
     finally:
         store.close()
     rows = [

@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.devices.registry import LinkKind
-from gateway.errors import EXIT_OK
+from gateway.errors import EXIT_OK, ConfigError, UnavailableError
 from gateway.service import install_signals
-from wardlink.terminal import console, show_rows
+from wardlink.terminal import show_rows
 
 SYNTHETIC_S = 60.0
 """Length of the built-in recording, after which it begins again."""
@@ -45,6 +46,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = subparsers.add_parser(
         "simulate",
         help="play virtual devices",
+        description="play virtual devices until Ctrl-C, for any program that reads real ones",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,7 +57,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--bus", help="address of the private D-Bus to use; default: start one")
     parser.add_argument("--seed", type=int, default=1, help="of the synthetic signals (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="say in JSON, on one line, where the devices are")
-    parser.set_defaults(handler=_simulate, parser=parser)
+    parser.set_defaults(handler=_simulate)
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -68,7 +70,8 @@ def _simulate(args: argparse.Namespace) -> int:
         return EXIT_OK
     unknown = sorted(set(args.devices) - set(TWINS))
     if unknown or not args.devices:
-        args.parser.error(f"no virtual device {unknown[0]!r}" if unknown else "name a DEVICE, or --list")
+        message = f"there is no virtual device {unknown[0]!r}" if unknown else "no virtual device is named"
+        raise ConfigError(message, hint=f"one or more of {', '.join(TWINS)}; --list tells more")
     asyncio.run(_play(args))
     return EXIT_OK
 
@@ -110,11 +113,17 @@ async def _serve_strap(stack: contextlib.AsyncExitStack, args: argparse.Namespac
     if bus is None:
         daemon = DbusDaemon()
         await asyncio.to_thread(daemon.start)
-        stack.callback(daemon.stop)
+        stack.push_async_callback(asyncio.to_thread, daemon.stop)
         bus = daemon.address
-    stub = stack.enter_context(bluetoothctl_stub())
+    version = bluetoothctl_stub()
+    stub = await asyncio.to_thread(version.__enter__)
+    stack.push_async_callback(asyncio.to_thread, version.__exit__, None, None, None)
     strap = HeartRateStrap(seed=args.seed)
-    bluez = await stack.enter_async_context(VirtualBlueZ(bus))
+    try:
+        bluez = await stack.enter_async_context(VirtualBlueZ(bus))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UnavailableError(f"no D-Bus at {bus}: {reason}", hint="without --bus a private one is started") from None
     bluez.add(strap)
     path = f"{stub}{os.pathsep}{os.environ.get('PATH', '')}"
     return {"driver": "heart_rate", "address": strap.address, "DBUS_SYSTEM_BUS_ADDRESS": bus, "PATH": path}
@@ -124,8 +133,8 @@ def _say(places: dict[str, dict[str, str]], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(places), flush=True)
         return
-    out = console()
     for name, place in places.items():
-        out.print(f"[bold]{name}[/] is there; Ctrl-C ends it")
+        print(f"{name} is there; Ctrl-C ends it")
         for key, value in place.items():
-            out.print(f"  {key} = {value}", markup=False)
+            print(f"  {key} = {value}")
+    sys.stdout.flush()

@@ -247,13 +247,19 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(load: Load, key: str) 
     assert "s3cret" not in str(refused(load, f'{key} = "s3cret"'))
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["redis://:s3cret@localhost", "redis://user:s3cret@localhost", "redis://localhost?password=s3cret", "s3cret:port"],
-)
+@pytest.mark.parametrize("url", ["redis://:s3cret@", "redis://x:s3cret@h:port", "s3cret:port", "http://:s3cret@h"])
 @pytest.mark.parametrize("text", ['[spool]\nredis_url = "{}"', '[live.redis]\nurl = "{}"'])
-def test_a_secret_in_a_url_is_refused_and_not_repeated(load: Load, text: str, url: str) -> None:
+def test_a_url_that_is_refused_is_not_repeated(load: Load, text: str, url: str) -> None:
     assert "s3cret" not in str(refused(load, text.format(url)))
+
+
+@pytest.mark.parametrize("place", [":s3cret@localhost", "user:s3cret@localhost", "localhost?password=s3cret"])
+@pytest.mark.parametrize("text", ['[spool]\nredis_url = "{}"\n', '[live.redis]\nurl = "{}"\n'])
+def test_a_password_in_a_url_is_warned_of_and_not_repeated(load: Load, text: str, place: str) -> None:
+    (warning,) = settings.warnings(load(text.format(f"redis://{place}") + CYTON))
+    assert "holds a password" in warning
+    assert "'redis-password'" in warning
+    assert "s3cret" not in warning
 
 
 @pytest.mark.parametrize("url", ["redis://localhost", "rediss://user@cache:6380/2", "unix:///run/r.sock?db=1"])
