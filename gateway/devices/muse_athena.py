@@ -53,7 +53,11 @@ BLOCK_COUNTER_PERIOD = 256
 BLOCKS_AHEAD_MAX = 64
 """How far a block counter may be from what the packet counter lets expect: a quarter of its period."""
 LEARNING_PACKETS = 16
-"""So many packets tell how many blocks of a tag there are in one."""
+"""So many packets weigh as much as what was known of the ratio of blocks to packets beforehand."""
+PACKET_CONTENT_BYTES = 216
+"""Bytes of blocks in a packet, 214 to 218 on average in the captures of all presets."""
+OTHER_BYTES_PER_S = 175.0
+"""Of the blocks that every preset has, 0x53 and the battery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ class MuseAthenaDecoder:
         orders = (Step("h"), Step(preset), Step("s", "bp"), Step("dc001"), Step("dc001"))
         self._control = Conversation((*questions, *orders), "Muse S Athena", preset)
         self._specs = {spec.signal: spec for spec in _specs(names, chosen.optics)}
+        self._blocks_per_packet = _blocks_per_packet(self._specs)
         self._streams: dict[int, _BlockStream] = {}
         self._orders = {uuid: _PacketOrder() for uuid in DATA_UUIDS}
         self._packets = 0
@@ -196,13 +201,13 @@ class MuseAthenaDecoder:
         layout = LAYOUTS[block.tag]
         if not layout.signals:
             return []
-        each = layout.channels // len(layout.signals)
-        specs = [self._specs.get(signal) for signal in layout.signals]
-        if any(spec is None or len(spec.channels) != each for spec in specs):
+        ratio = self._blocks_per_packet.get(block.tag)
+        if ratio is None:
             return [Rejected(len(block.data), f"blocks 0x{block.tag:02x} are not what the preset gives")]
         stream = self._streams.get(block.tag)
         if stream is None:
-            stream = self._streams[block.tag] = _BlockStream(layout, [spec for spec in specs if spec], self._packets)
+            specs = [self._specs[signal] for signal in layout.signals]
+            stream = self._streams[block.tag] = _BlockStream(layout, specs, ratio, self._packets)
         return stream.receive(block, self._packets, arrival_ns)
 
     def _battery(self, data: bytes) -> Event:
@@ -257,11 +262,12 @@ class _BlockStream:
     """The blocks of one tag.
 
     Their counter has 8 bits, 2 s of EEG at its fastest. How often it came round during a loss, the packet counter
-    tells: blocks and packets keep a steady ratio, which is learned from what came.
+    tells: blocks and packets keep a steady ratio, which is roughly known and then learned from what came.
     """
 
-    def __init__(self, layout: Layout, specs: Sequence[SignalSpec], packets: int) -> None:
-        """`packets`: the packet counter's steps so far, as in `receive`."""
+    def __init__(self, layout: Layout, specs: Sequence[SignalSpec], ratio: float, packets: int) -> None:
+        """`ratio`: blocks in a packet, roughly. `packets`: the packet counter's steps so far, as in `receive`."""
+        self._ratio = ratio
         self._layout = layout
         self._specs = specs
         self._scales = [dict.fromkeys(spec.channels, _SCALES[spec.signal]) for spec in specs]
@@ -295,8 +301,9 @@ class _BlockStream:
 
     def _expected(self, packets: int) -> float:
         """Blocks that should have come since the last one."""
-        learned = self._packets - self._begun_at
-        return (packets - self._packets) * self._blocks / learned if learned >= LEARNING_PACKETS else 0.0
+        came = self._packets - self._begun_at
+        ratio = (LEARNING_PACKETS * self._ratio + self._blocks) / (LEARNING_PACKETS + came)
+        return (packets - self._packets) * ratio
 
 
 def _packets(data: bytes, events: list[Event]) -> Iterator[bytes]:
@@ -342,6 +349,19 @@ _SCALES = {
     # The Athena's gyroscope is mounted the other way round (muse-lsl, BrainFlow, OpenMuse).
     GYRO: -GYRO_DEG_PER_S_PER_COUNT,
 }
+
+
+def _blocks_per_packet(specs: Mapping[str, SignalSpec]) -> dict[int, float]:
+    """For each tag that carries these signals: how many of its blocks there are in a packet on average."""
+    rates_hz: dict[int, float] = {}
+    bytes_per_s = OTHER_BYTES_PER_S
+    for tag, layout in LAYOUTS.items():
+        carried = [specs[signal] for signal in layout.signals if signal in specs]
+        if not carried or sum(len(spec.channels) for spec in carried) != layout.channels:
+            continue
+        rates_hz[tag] = (carried[0].rate_hz or 0.0) / layout.samples
+        bytes_per_s += rates_hz[tag] * (BLOCK_HEADER_BYTES + (layout.data_bytes or 0))
+    return {tag: rate_hz * PACKET_CONTENT_BYTES / bytes_per_s for tag, rate_hz in rates_hz.items()}
 
 
 def _specs(electrodes: tuple[str, ...], optics: int) -> Iterator[SignalSpec]:
