@@ -134,7 +134,7 @@ class MqttSession:
             log.info("connected to broker %s", self.broker)
             if self._on_connect is not None:
                 self._on_connect()
-            reason = await connection.lost
+            await asyncio.wait([connection.lost])  # not awaited itself, which would cancel it with us
         finally:
             self.connected.clear()
             self._connection = None
@@ -144,7 +144,7 @@ class MqttSession:
             state.attempt_number = 1
         else:
             hint = f"if that goes on: does another client use the client id {self.broker.client_id!r}?"
-        raise UnavailableError(f"connection to broker {self.broker} lost: {reason}", hint=hint)
+        raise UnavailableError(f"connection to broker {self.broker} lost: {connection.lost.result()}", hint=hint)
 
     def _log_retry(self, state: RetryCallState) -> None:
         self.last_error = str(state.outcome.exception() if state.outcome else "")

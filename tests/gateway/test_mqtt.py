@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -414,6 +415,33 @@ async def test_cancelled_at_any_moment_it_ends_at_once_and_leaves_nothing(
         filler.close()
     silent.close()
     await silent.wait_closed()
+
+
+def test_a_look_up_that_hangs_does_not_keep_the_program_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_name = threading.Event()
+
+    def hang(_host: str, *_: object, **options: object) -> object:
+        if options.get("flags") != socket.AI_NUMERICHOST:
+            answer_name.wait(SECONDS_MAX)
+        raise socket.gaierror
+
+    async def try_shortly() -> None:
+        async with asyncio.timeout(0.1):
+            await MqttSession(Broker("slow.example", 1883, "x")).run()
+
+    def whole_program() -> None:
+        with contextlib.suppress(TimeoutError):
+            asyncio.run(try_shortly())
+
+    monkeypatch.setattr(tcp.socket, "getaddrinfo", hang)
+    ending = threading.Thread(target=whole_program)
+    ending.start()
+    ending.join(SECONDS_MAX / 2)
+    assert not ending.is_alive()
+    answer_name.set()
+    for thread in threading.enumerate():
+        if thread.name == "wardlink-resolver":
+            thread.join(SECONDS_MAX)
 
 
 async def test_an_error_in_on_connect_ends_the_session_cleanly(mosquitto: Mosquitto, gateway: Login) -> None:

@@ -198,25 +198,46 @@ async def test_qos_0_is_never_acknowledged() -> None:
 
 
 async def test_the_brokers_receive_maximum_is_kept() -> None:
-    at_once, unanswered = 0, []
+    at_a_time: list[int] = []
 
     async def script(peer: Peer) -> None:
-        nonlocal at_once
         await peer.greet(bytes([RECEIVE_MAXIMUM, 0, 2]))
         while True:
-            kind, body = await peer.receive()
-            if kind == PUBLISH:
-                unanswered.append(body[3:5])
-            at_once = max(at_once, len(unanswered))
-            if len(unanswered) == 2 or (unanswered and not peer.reader._buffer):  # type: ignore[attr-defined]
-                for mid in unanswered:
-                    await peer.send(packet(PUBACK, mid))
-                unanswered.clear()
+            unanswered = [await peer.expect(PUBLISH)]
+            with contextlib.suppress(TimeoutError):
+                while True:  # what may come without an answer comes at once
+                    unanswered.append(await asyncio.wait_for(peer.expect(PUBLISH), 0.05))
+            at_a_time.append(len(unanswered))
+            for body in unanswered:
+                await peer.send(packet(PUBACK, body[3:5]))
 
     async with scripted_broker(script) as broker, connected_session(MqttSession(broker)) as session:
-        answers = [session.publish(Outbound("t", bytes([number]))) for number in range(21)]
+        answers = [session.publish(Outbound("t", bytes([number]))) for number in range(5)]
         await asyncio.wait_for(asyncio.gather(*answers), SECONDS_MAX)
-    assert at_once == 2
+    assert at_a_time == [2, 2, 1]
+
+
+@pytest.mark.parametrize("clean", [True, False])
+async def test_what_the_broker_is_told_first(clean: bool) -> None:
+    told: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        told.append(await peer.expect(CONNECT))
+        await peer.send(connack())
+        await peer.listen()
+
+    async with scripted_broker(script) as broker:
+        session = MqttSession(broker, clean=clean, receive_maximum=7)
+        async with connected_session(session):
+            pass
+    protocol, version, flags = told[0][:6], told[0][6], told[0][7]
+    assert (protocol, version) == (b"\x00\x04MQTT", 5)
+    assert flags == (0b10 if clean else 0)  # neither will nor login; clean start
+    assert int.from_bytes(told[0][8:10], "big") == mqtt_connection.KEEPALIVE_S
+    properties = told[0][11 : 11 + told[0][10]]
+    assert b"\x21\x00\x07" in properties
+    assert b"\x11" + (0 if clean else mqtt_connection.SESSION_EXPIRY_S).to_bytes(4, "big") in properties
+    assert b"\x27" + mqtt_connection.PACKET_BYTES_MAX.to_bytes(4, "big") in properties
 
 
 async def test_a_message_larger_than_the_broker_takes_is_refused_and_the_session_goes_on() -> None:
@@ -393,6 +414,48 @@ async def test_connections_that_do_not_last_let_the_back_off_grow(
     async with scripted_broker(script) as broker, running(MqttSession(broker)):
         await until(lambda: len(seen) >= 4)
     assert seen[:4] == attempts
+
+
+@pytest.mark.parametrize("with_will", [True, False])
+async def test_a_cancelled_session_says_goodbye_after_its_last_words(with_will: bool) -> None:
+    got: list[tuple[int, bytes]] = []
+    ended = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        try:
+            while True:
+                got.append(await peer.receive())
+        finally:
+            ended.set()
+
+    async with scripted_broker(script) as broker:
+        session = MqttSession(broker, will=Outbound("t", b"gone") if with_will else None)
+        async with connected_session(session):
+            answer = session.publish(Outbound("t", b"last words"))
+        await asyncio.wait_for(ended.wait(), SECONDS_MAX)
+    assert isinstance(answer.exception(), UnavailableError)
+    told = [(kind, body) for kind, body in got if kind != PINGREQ]
+    assert [kind for kind, _ in told] == [PUBLISH, DISCONNECT]
+    assert told[1][1][:1] == (b"\x04" if with_will else b"\x00")  # "Disconnect with Will Message"
+
+
+async def test_a_topic_that_is_no_text_costs_the_connection_and_no_more() -> None:
+    tries = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal tries
+        tries += 1
+        await peer.greet()
+        await peer.send(packet(PUBLISH, b"\x00\x01\xff\x00\x01\x00x", flags=2))
+        await peer.listen()
+
+    async with scripted_broker(script) as broker:
+        session = MqttSession(broker, on_message=lambda _: None)
+        async with running(session) as task:
+            await until(lambda: tries >= 2)
+            assert not task.done()
+            assert "not MQTT" in session.last_error
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -14,6 +14,7 @@ import pytest
 from gateway import mqtt
 from gateway.errors import ConfigError
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound, Tls, connected_session
+from gateway.mqtt_connection import PACKETS_PER_TURN_MAX
 from wardlink.servers import Mosquitto
 from wardlink.servers.process import HOST, find_program, free_port
 
@@ -158,6 +159,61 @@ async def test_a_flood_is_held_back_over_tls_too(server: TlsMosquitto, authority
                     held.remove(message)
                     session.release(message)
     assert done == [str(number).encode() for number in range(300)]
+
+
+@pytest.mark.parametrize("bytes_max", [None, 1])
+async def test_many_messages_in_one_tls_record_all_arrive(authority: Authority, bytes_max: int | None) -> None:
+    """The socket does not become readable for what OpenSSL has decrypted and nobody has read."""
+    cert, key = await asyncio.to_thread(authority.issue, "record", "DNS:localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    count = 5 * PACKETS_PER_TURN_MAX
+    connack = b"\x20\x03\x00\x00\x00"
+    flood = b"".join(b"\x32\x06\x00\x01t" + mid.to_bytes(2, "big") + b"\x00" for mid in range(1, count + 1))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(connack + flood)  # below 16 KiB: one record
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    held: list[Inbound] = []
+    arrived = 0
+    listening = await asyncio.start_server(serve, HOST, 0, ssl=context)
+    port = listening.sockets[0].getsockname()[1]
+    session = MqttSession(
+        Broker("localhost", port, "x", tls=Tls(authority.ca)),
+        on_message=held.append,
+        bytes_unacknowledged_max=bytes_max,
+    )
+    async with connected_session(session), asyncio.timeout(SECONDS_MAX):
+        while arrived < count:
+            await asyncio.sleep(0)
+            while held:
+                arrived += 1
+                session.release(held.pop())
+    listening.close()
+    await listening.wait_closed()
+
+
+async def test_a_peer_that_never_finishes_the_handshake_is_given_up(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT_S", 0.1)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    silent = await asyncio.start_server(serve, HOST, 0)
+    port = silent.sockets[0].getsockname()[1]
+    async with failing(MqttSession(Broker("localhost", port, "x", tls=Tls(authority.ca)))) as error:
+        assert "no answer in time" in error
+        assert "TLS" in error
+    silent.close()
+    await silent.wait_closed()
 
 
 async def test_a_wrong_host_name_is_refused(server: TlsMosquitto, authority: Authority) -> None:
