@@ -257,7 +257,7 @@ def _check_settings(settings: bytes) -> None:
     for kind, wanted in ((SETTING_RATE, RATE_HZ), (SETTING_RESOLUTION, RESOLUTION_BITS)):
         if wanted not in offered.get(kind, []):
             raise DeviceError(
-                f"the sensor offers an ECG with the settings {offered}, expected {RATE_HZ} Hz and {RESOLUTION_BITS} bit",
+                f"the sensor offers an ECG with settings {offered}, expected {RATE_HZ} Hz and {RESOLUTION_BITS} bit",
                 hint="is it an H10 with a current firmware?",
             )
 

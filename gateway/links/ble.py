@@ -1,7 +1,8 @@
 """A BLE device as a link, over bleak and BlueZ: connects, reads once, subscribes, hands on what is notified.
 
-The only file that imports bleak. Knows no device family: which characteristics, it is told. One process owns the
-adapter and connects to one device at a time. Reconnecting is the caller's: `open` again, after whatever pause.
+The only file that imports bleak. Knows no device family: which characteristics, it is told. What links share is in
+`radio`: one process owns the adapter and connects to one device at a time. Reconnecting is the caller's: `open` again,
+after whatever pause.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NoReturn
 from weakref import WeakKeyDictionary
 
 from bleak import BleakClient, BleakScanner
 from bleak.args.bluez import BlueZClientArgs, BlueZScannerArgs
 from bleak.backends.bluezdbus.version import BlueZFeatures
 from bleak.backends.characteristic import BleakGATTCharacteristic
+from bleak.backends.device import BLEDevice
+from bleak.backends.scanner import AdvertisementData
 from bleak.exc import (
     BleakBluetoothNotAvailableError,
     BleakBluetoothNotAvailableReason,
@@ -28,17 +34,18 @@ from bleak_retry_connector import BleakAbortedError, BleakNotFoundError, establi
 from gateway.errors import UnavailableError
 from gateway.links.base import Chunk
 from gateway.links.bluetoothd import ADAPTER_HINT, DAEMON_HINT, POWER_HINT, Bluetoothd
+from gateway.links.pairing import PAIRING_HINT
+from gateway.links.radio import ALARM_HINT, SCAN_S_MAX, Radio, Step
 
 log = logging.getLogger(__name__)
 
-SCAN_S_MAX = 5.0
-"""Sensors advertise at least every second; longer would keep the other devices waiting for their turn."""
 CONNECT_S_MAX = 15.0
 CONNECT_ATTEMPTS_MAX = 3
-SETUP_S_MAX = 10.0
-"""For all reads and subscriptions: each takes a connection interval or two, 4 s on the slowest links."""
-OPEN_S_MAX = 45.0
-"""Above the sum of the others: it cuts the library's own cleaning up when the daemon hangs."""
+TURN_S_MAX = 20.0
+"""Above that: it cuts the library's own cleaning up when the daemon hangs, so that the others get their turn."""
+SETUP_S_MAX = 15.0
+"""For all reads and subscriptions: each takes a connection interval or two, 4 s on the slowest links, and pairing
+takes seconds."""
 WRITE_S_MAX = 5.0
 CLOSE_S_MAX = 3.0
 """BlueZ takes up to two seconds to cut a link, and the library would wait ten."""
@@ -54,20 +61,30 @@ RIGHTS_HINT = "sudo usermod -aG bluetooth USER, then log in again"
 
 SLOTS_HINT = "raise the number of slots if the adapter can carry more, or give the device an adapter of its own"
 
-_connect_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+NOT_HEARD_DBM = -127
+"""What the library tells as the signal strength of news that are no advertisement."""
+
+_radios: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Radio[BLEDevice]]] = WeakKeyDictionary()
 
 
-def _connect_turn() -> asyncio.Lock:
-    """The lock of this event loop: BlueZ knows one scan per program and confuses connects that overlap."""
-    return _connect_turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+def _radio(adapter: str) -> Radio[BLEDevice]:
+    """What the links of this event loop share over this adapter."""
+    radios = _radios.setdefault(asyncio.get_running_loop(), {})
+    return radios.setdefault(adapter, Radio(partial(_discovery, adapter)))
 
 
-_slots_taken: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str | None, set[BleLink]]] = WeakKeyDictionary()
+@asynccontextmanager
+async def _discovery(adapter: str, heard: Callable[[str, BLEDevice], None]) -> AsyncIterator[None]:
+    def advertised(device: BLEDevice, advertisement: AdvertisementData) -> None:
+        if advertisement.rssi > NOT_HEARD_DBM:
+            heard(device.address.upper(), device)
 
-
-def _slots(adapter: str | None) -> set[BleLink]:
-    """The links of this event loop that hold, or are about to make, a connection over this adapter."""
-    return _slots_taken.setdefault(asyncio.get_running_loop(), {}).setdefault(adapter, set())
+    scanning: BlueZScannerArgs = {"adapter": adapter}
+    try:
+        async with BleakScanner(advertised, bluez=scanning):
+            yield
+    except (BleakError, OSError, EOFError) as error:
+        raise _unavailable(adapter, error) from error
 
 
 class BleLink:
@@ -98,6 +115,7 @@ class BleLink:
         self._slots = slots
         self._client: BleakClient | None = None
         self._daemon: Bluetoothd | None = None
+        self._radio: Radio[BLEDevice] | None = None
         self._arrived: asyncio.Queue[Chunk | UnavailableError] = asyncio.Queue()
         self._taking = False
         self._up = False
@@ -106,6 +124,11 @@ class BleLink:
     def name(self) -> str:
         """The device's address."""
         return self._address
+
+    @property
+    def connected(self) -> bool:
+        """The link is up, as far as anybody knows."""
+        return self._up
 
     async def open(self) -> None:
         """Find the device, connect, read, subscribe. Raises `UnavailableError`; then nothing is left open.
@@ -117,13 +140,7 @@ class BleLink:
         self._arrived = asyncio.Queue()
         self._taking = True
         try:
-            async with _connect_turn():
-                self._take_slot()
-                async with asyncio.timeout(OPEN_S_MAX):
-                    await self._connect()
-        except TimeoutError as error:
-            await self.close()
-            raise UnavailableError(f"{self._address}: BlueZ does not get on", hint=DAEMON_HINT) from error
+            await self._find_and_connect()
         except BaseException:
             await self.close()
             raise
@@ -146,6 +163,11 @@ class BleLink:
         characteristic = client.services.get_characteristic(channel)
         if characteristic is None:
             raise UnavailableError(f"{self._address} has no characteristic {channel or '(none named)'}")
+        if "write" not in characteristic.properties and len(data) > characteristic.max_write_without_response_size:
+            raise UnavailableError(
+                f"{self._address} takes {characteristic.max_write_without_response_size} bytes at a time,"
+                f" not {len(data)}"
+            )
         try:
             async with asyncio.timeout(WRITE_S_MAX):
                 await client.write_gatt_char(characteristic, data)
@@ -165,37 +187,57 @@ class BleLink:
             # The client has left the bus all the same, and its subscriptions with it.
             log.debug("%s: disconnect: %r", self._address, error)
         finally:
-            _slots(self._adapter).discard(self)
+            radio, self._radio = self._radio, None
+            if radio is not None:
+                radio.holders.discard(self)
+                radio.expected.discard(self._address)
             if daemon is not None:
                 await daemon.close()
 
     # -- opening ------------------------------------------------------------------------------
 
-    def _take_slot(self) -> None:
-        taken = _slots(self._adapter)
-        if self._slots is not None and len(taken) >= self._slots:
+    async def _find_and_connect(self) -> None:
+        daemon = self._daemon = Bluetoothd(self._daemon_gone)
+        await daemon.connect()
+        adapter = await daemon.check_adapter(self._adapter)
+        radio = self._radio = _radio(adapter)
+        radio.expected.add(self._address)
+        await daemon.offer_pairing(radio.expected.__contains__)
+        await daemon.release(self._address)
+        device = await radio.scanner.find(self._address, SCAN_S_MAX)
+        if device is None:
+            raise UnavailableError(f"{self._address} was not heard within {SCAN_S_MAX:g} s", hint=ABSENT_HINT)
+        async with radio.turn:
+            self._take_slot(radio)
+            try:
+                async with asyncio.timeout(TURN_S_MAX):
+                    self._client = await self._connect(daemon, device, adapter)
+            except (UnavailableError, TimeoutError) as error:
+                await self._climb(radio, daemon, adapter, error)
+            radio.ladder.connected()
+        try:
+            async with asyncio.timeout(SETUP_S_MAX):
+                await self._set_up(self._client)
+        except (BleakError, OSError, EOFError, TimeoutError) as error:
+            raise _unavailable(self._address, error) from error
+        self._up = True
+
+    def _take_slot(self, radio: Radio[BLEDevice]) -> None:
+        if self._slots is not None and len(radio.holders) >= self._slots:
             raise UnavailableError(
                 f"{self._address}: all {self._slots} connections of the Bluetooth adapter are in use", hint=SLOTS_HINT
             )
-        taken.add(self)
+        radio.holders.add(self)
 
-    async def _connect(self) -> None:
-        daemon = self._daemon = Bluetoothd(self._daemon_gone)
-        await daemon.connect()
-        await daemon.check_adapter(self._adapter)
-        await daemon.release(self._address)
-        scanning: BlueZScannerArgs = {} if self._adapter is None else {"adapter": self._adapter}
-        connecting: BlueZClientArgs = {} if self._adapter is None else {"adapter": self._adapter}
+    async def _connect(self, daemon: Bluetoothd, device: BLEDevice, adapter: str) -> BleakClient:
+        connecting: BlueZClientArgs = {"adapter": adapter}
         try:
             # Asked for here, where a cancelled `open` cannot cut it off: the library would wait for ever
             # for the answer to a question that it believes to be under way.
             await asyncio.shield(asyncio.ensure_future(BlueZFeatures.check_bluez_version()))
-            device = await BleakScanner.find_device_by_address(self._address, SCAN_S_MAX, bluez=scanning)
-            if device is None:
-                raise UnavailableError(f"{self._address} was not heard within {SCAN_S_MAX:g} s", hint=ABSENT_HINT)
             async with asyncio.timeout(CONNECT_S_MAX):
                 # Without the cache: after a restart of the daemon it names objects that are no more.
-                client = await establish_connection(
+                return await establish_connection(
                     BleakClient,
                     device,
                     self._address,
@@ -204,15 +246,31 @@ class BleLink:
                     use_services_cache=False,
                     bluez=connecting,
                 )
-            self._client = client
-            async with asyncio.timeout(SETUP_S_MAX):
-                await self._set_up(client)
         except (BleakError, OSError, EOFError, TimeoutError) as error:
             if "org.bluez.Error.InProgress" in str(error):
                 # Left over from a killed program; nothing else helps.
                 await daemon.forget(self._address)
             raise _unavailable(self._address, error) from error
-        self._up = True
+
+    async def _climb(
+        self, radio: Radio[BLEDevice], daemon: Bluetoothd, adapter: str, error: UnavailableError | TimeoutError
+    ) -> NoReturn:
+        """Try the next that helps an adapter over which nothing connects, and raise what went wrong."""
+        failure = error
+        if isinstance(failure, TimeoutError):
+            failure = UnavailableError(f"{self._address}: BlueZ does not get on", hint=DAEMON_HINT)
+        if radio.works_for_others(self):
+            radio.ladder.connected()
+            raise failure from error
+        if radio.ladder.failed() is Step.SWITCH:
+            log.warning("nothing connects over %s: switching it off and on", adapter)
+            try:
+                await daemon.switch_off_and_on(adapter)
+            except UnavailableError as refusal:
+                log.warning("%s", refusal)
+        if radio.ladder.alarm:
+            raise UnavailableError(f"{failure.message}; nothing connects over {adapter}", hint=ALARM_HINT) from error
+        raise failure from error
 
     async def _set_up(self, client: BleakClient) -> None:
         main = client.services.get_characteristic(self._notify[0])
@@ -268,8 +326,11 @@ class BleLink:
 
     def _daemon_gone(self) -> None:
         # The library notices nothing of it and would believe the link to be up for ever.
+        gone = UnavailableError(f"{self._address}: the Bluetooth daemon is gone", hint=DAEMON_HINT)
+        if self._radio is not None:
+            self._radio.scanner.give_up(gone)
         if self._up:
-            self._lose(UnavailableError(f"{self._address}: the Bluetooth daemon is gone", hint=DAEMON_HINT))
+            self._lose(gone)
 
     def _lose(self, reason: UnavailableError) -> None:
         """Let `read` end with this reason once it has delivered what came before; take nothing more."""
@@ -296,6 +357,8 @@ def _unavailable(address: str, error: BaseException) -> UnavailableError:
         "NameHasNoOwner": DAEMON_HINT,
         "NoReply": DAEMON_HINT,
         "AccessDenied": RIGHTS_HINT,
+        "Not paired": PAIRING_HINT,
+        "Authentication": PAIRING_HINT,
         "NotReady": POWER_HINT,
         "adapter": ADAPTER_HINT,
         "ot connected": RADIO_HINT,

@@ -1,5 +1,5 @@
 """What has to be asked of the Bluetooth daemon itself, beside the BLE library: is it there, is its adapter on,
-does it hold a link that nobody owns, and when does it vanish.
+does it hold a link that nobody owns, and when does it vanish. It is given a pairing agent, and its adapter switched.
 
 One D-Bus connection of its own. Knows devices by address alone, no services and no data.
 """
@@ -24,6 +24,7 @@ from dbus_fast import (
 from dbus_fast.aio import MessageBus
 
 from gateway.errors import UnavailableError
+from gateway.links import pairing
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ NAME = "org.bluez"
 ADAPTER = "org.bluez.Adapter1"
 DEVICE = "org.bluez.Device1"
 BUS = "org.freedesktop.DBus"
+PROPERTIES = "org.freedesktop.DBus.Properties"
 
 CALL_S_MAX = 5.0
 """A daemon that lives answers within milliseconds; only cutting a link takes it up to two seconds."""
@@ -40,7 +42,14 @@ BUS_HINT = "is the D-Bus system bus running (package dbus), and may this user co
 ADAPTER_HINT = "bluetoothctl list shows the adapters; rfkill list shows whether one is blocked"
 POWER_HINT = "bluetoothctl power on; rfkill unblock bluetooth"
 
+OFF_S = 1.0
+"""Between off and on: the controller's firmware is started anew."""
+
 _NAME_WATCH = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{NAME}'"
+
+
+def _nobody(_address: str) -> bool:
+    return False
 
 
 class Bluetoothd:
@@ -48,6 +57,7 @@ class Bluetoothd:
 
     def __init__(self, on_gone: Callable[[], None]) -> None:
         self._on_gone = on_gone
+        self._may_pair: Callable[[str], bool] = _nobody
         self._bus: MessageBus | None = None
 
     async def connect(self) -> None:
@@ -61,8 +71,20 @@ class Bluetoothd:
         self._bus.add_message_handler(self._heard)
         await self._call(BUS, "/org/freedesktop/DBus", BUS, "AddMatch", "s", [_NAME_WATCH])
 
-    async def check_adapter(self, adapter: str | None) -> None:
-        """See that there is an adapter (that one, if named) and that it is on. Raises `UnavailableError`."""
+    async def offer_pairing(self, may_pair: Callable[[str], bool]) -> None:
+        """Be the default pairing agent until this connection ends; `may_pair` is asked with a device's address.
+
+        A daemon that takes none is no failure: few sensors need one. Raises `UnavailableError`.
+        """
+        self._may_pair = may_pair
+        try:
+            await self._call_agent_manager("RegisterAgent", "os", [pairing.AGENT_PATH, pairing.CAPABILITY])
+            await self._call_agent_manager("RequestDefaultAgent", "o", [pairing.AGENT_PATH])
+        except DBusError as error:
+            log.warning("no pairing: the Bluetooth daemon takes no agent: %s", error)
+
+    async def check_adapter(self, adapter: str | None) -> str:
+        """Name of the adapter to use: that one, or the first that is on. Raises `UnavailableError` if there is none."""
         adapters = {
             path.rsplit("/", 1)[-1]: interfaces[ADAPTER]
             for path, interfaces in (await self._objects()).items()
@@ -74,8 +96,25 @@ class Bluetoothd:
             there = ", ".join(sorted(adapters))
             raise UnavailableError(f"no Bluetooth adapter {adapter}, there is {there}", hint=ADAPTER_HINT)
         usable = adapters if adapter is None else {adapter: adapters[adapter]}
-        if not any(properties.get("Powered") for properties in usable.values()):
+        powered = sorted(name for name, properties in usable.items() if properties.get("Powered"))
+        if not powered:
             raise UnavailableError(f"Bluetooth adapter {', '.join(sorted(usable))} is off", hint=POWER_HINT)
+        return powered[0]
+
+    async def switch_off_and_on(self, adapter: str) -> None:
+        """Restart the adapter's firmware; all its links are lost. Raises `UnavailableError`."""
+        for powered in (False, True):
+            value = Variant("b", powered)
+            path = f"/org/bluez/{adapter}"
+            try:
+                await self._call(NAME, path, PROPERTIES, "Set", "ssv", [ADAPTER, "Powered", value])
+            except DBusError as error:
+                state = "on" if powered else "off"
+                raise UnavailableError(
+                    f"{adapter} cannot be switched {state}: {error.text}", hint=POWER_HINT
+                ) from error
+            if not powered:
+                await asyncio.sleep(OFF_S)
 
     async def release(self, address: str) -> None:
         """Cut the links to a device that the daemon still holds, as after a program that was killed.
@@ -115,7 +154,10 @@ class Bluetoothd:
         except (OSError, EOFError) as error:
             log.debug("the D-Bus connection was broken: %r", error)
 
-    def _heard(self, message: Message) -> bool:
+    async def _call_agent_manager(self, member: str, signature: str, body: list[Any]) -> None:
+        await self._call(NAME, pairing.AGENT_MANAGER_PATH, pairing.AGENT_MANAGER, member, signature, body)
+
+    def _heard(self, message: Message) -> Message | bool:
         if (
             message.message_type is MessageType.SIGNAL
             and message.member == "NameOwnerChanged"
@@ -123,7 +165,7 @@ class Bluetoothd:
             and message.body[1]
         ):
             self._on_gone()
-        return False
+        return pairing.answer(message, self._may_pair) or False
 
     async def _devices(self, address: str) -> list[tuple[str, dict[str, Any]]]:
         objects = await self._objects()

@@ -24,6 +24,13 @@ log = logging.getLogger(__name__)
 
 NAME = "org.bluez"
 ADAPTER = "org.bluez.Adapter1"
+AGENT = "org.bluez.Agent1"
+AGENT_MANAGER = "org.bluez.AgentManager1"
+AGENT_MANAGER_PATH = "/org/bluez"
+AGENT_S_MAX = 5.0
+"""A pairing agent that has not answered by then has refused."""
+NEVER = 1 << 40
+"""So many connects are refused: all of them."""
 ADVERTISING_PERIOD_S = 0.1
 """Vitals sensors and headsets advertise every 20 to 250 ms while nobody is connected."""
 NAME_LOST = (
@@ -44,15 +51,18 @@ class VirtualBlueZ:
         self._adapter_path = f"/org/bluez/{adapter}"
         self._bus: MessageBus | None = None
         self._tree = ObjectTree(self._send)
-        self._tree.allow_set(ADAPTER, "Powered")
+        self._tree.allow_set(ADAPTER, "Powered", lambda powered: None if powered else self._power_is_off())
         self._tree.allow_set(DEVICE, "Trusted")
         self._devices: dict[str, VirtualDevice] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._discovery: dict[str, set[str]] = {}
         self._filters: dict[str, set[str]] = {}
+        self._agents: dict[str, str] = {}
+        """Path of each program's pairing agent; the last one is the default."""
         self._advertising: asyncio.Task[None] | None = None
         self._hanging = False
+        self._wedged = 0
 
     async def __aenter__(self) -> Self:
         await self.restart()
@@ -77,7 +87,7 @@ class VirtualBlueZ:
         """Bring a peripheral into range and switch it on. Raises `ValueError` if its address is taken."""
         if peripheral.address in self._devices:
             raise ValueError(f"there is a peripheral {peripheral.address} already")
-        self._devices[peripheral.address] = VirtualDevice(peripheral, self._adapter_path, self._tree)
+        self._devices[peripheral.address] = VirtualDevice(peripheral, self._adapter_path, self._tree, self._authorize)
         life = asyncio.create_task(peripheral.run(), name=f"peripheral {peripheral.address}")
         life.add_done_callback(_tell_how_it_ended)
         self._lives[peripheral.address] = life
@@ -99,6 +109,10 @@ class VirtualBlueZ:
         """The peripheral has a link and its services are known: the daemon has nothing more to tell by itself."""
         device = self._devices[address]
         return device.linked and bool(self._tree.value(device.path, DEVICE, "ServicesResolved"))
+
+    def paired(self, address: str) -> bool:
+        """There is a bond with the peripheral."""
+        return self._devices[address].paired
 
     def notify_sessions(self, address: str) -> int:
         """Notify sessions of all programs on this peripheral, over all characteristics."""
@@ -130,11 +144,26 @@ class VirtualBlueZ:
             device.drop_link()
 
     def set_powered(self, *, powered: bool) -> None:
-        """Switch the adapter off (all links are lost) or on."""
+        """Switch the adapter off (all links are lost, a discovery ends) or on."""
         self._tree.change(self._adapter_path, ADAPTER, {"Powered": Variant("b", powered)})
         if not powered:
-            for device in self._devices.values():
-                device.drop_link()
+            self._power_is_off()
+
+    def wedge(self, *, times: int = 1) -> None:
+        """The adapter gets into a state in which no connect succeeds, until it was off so many times."""
+        self._wedged = times
+        for device in self._devices.values():
+            device.connects_to_refuse = NEVER
+
+    def _power_is_off(self) -> None:
+        self._discovery.clear()
+        self._tree.change(self._adapter_path, ADAPTER, {"Discovering": FALSE})
+        self._wedged = max(0, self._wedged - 1)
+        for device in self._devices.values():
+            device.drop_link()
+            device.discovery_ended()
+            if not self._wedged and device.connects_to_refuse >= NEVER // 2:
+                device.connects_to_refuse = 0
 
     def hang(self) -> None:
         """The daemon keeps its name, and says and answers nothing more until it is killed."""
@@ -148,10 +177,11 @@ class VirtualBlueZ:
         for call in self._calls:
             call.cancel()
         for device in self._devices.values():
-            device.forget()
+            device.vanish()
         self._tree.clear()
         self._discovery.clear()
         self._filters.clear()
+        self._agents.clear()
         self._hanging = False
 
     async def restart(self) -> None:
@@ -172,6 +202,7 @@ class VirtualBlueZ:
             await _closed(bus)
             raise UnavailableError(f"{NAME} is taken on {self._bus_address}", hint="give the virtual BlueZ its own bus")
         self._bus = bus
+        self._tree.add(AGENT_MANAGER_PATH, {AGENT_MANAGER: {}})
         self._tree.add(
             self._adapter_path,
             {
@@ -231,6 +262,39 @@ class VirtualBlueZ:
                 if any(not uuids or uuids & device.service_uuids() for uuids in filters):
                     device.advertise()
 
+    # -- pairing ----------------------------------------------------------------------------------
+
+    def _agent_call(self, message: Message) -> Answer:
+        client = message.sender or ""
+        match message.member:
+            case "RegisterAgent":
+                if client in self._agents:
+                    raise DBusError("org.bluez.Error.AlreadyExists", "Already Exists")
+                # In front: it is the default only once that is asked for.
+                self._agents = {client: message.body[0], **self._agents}
+            case "RequestDefaultAgent" | "UnregisterAgent":
+                if self._agents.get(client) != message.body[0]:
+                    raise DBusError("org.bluez.Error.DoesNotExist", "Does Not Exist")
+                path = self._agents.pop(client)
+                if message.member == "RequestDefaultAgent":
+                    self._agents[client] = path
+            case _:
+                raise _unknown_method(message)
+        return "", []
+
+    async def _authorize(self, device_path: str) -> bool:
+        """Ask the default agent, as for a pairing with no display and no buttons that the other side began."""
+        if not self._agents or self._bus is None:
+            return False
+        client, path = list(self._agents.items())[-1]
+        question = Message(client, path, AGENT, "RequestAuthorization", signature="o", body=[device_path])
+        try:
+            async with asyncio.timeout(AGENT_S_MAX):
+                answer = await self._bus.call(question)
+        except (TimeoutError, OSError, EOFError):
+            return False
+        return answer.message_type is MessageType.METHOD_RETURN
+
     # -- the bus ------------------------------------------------------------------------------------
 
     def _send(self, message: Message) -> None:
@@ -255,6 +319,7 @@ class VirtualBlueZ:
         if not client.startswith(":"):
             return
         self._filters.pop(client, None)
+        self._agents.pop(client, None)
         if client in self._discovery:
             self._stop_discovery(client)
         for device in self._devices.values():
@@ -283,6 +348,8 @@ class VirtualBlueZ:
             raise DBusError(ErrorType.UNKNOWN_OBJECT, f"Method on {path} doesn't exist")
         if path == self._adapter_path and message.interface == ADAPTER:
             return self._adapter_call(message)
+        if path == AGENT_MANAGER_PATH and message.interface == AGENT_MANAGER:
+            return self._agent_call(message)
         method = VirtualDevice.METHODS.get((message.interface or "", message.member or ""))
         if method is None:
             raise _unknown_method(message)

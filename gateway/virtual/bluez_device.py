@@ -31,20 +31,23 @@ PAGE_TIMEOUT_S = 20.0
 """bluetoothd gives up a connection to a device that does not answer after about this time."""
 RADIO_DELAY_S = 0.01
 """A few connection intervals: setting up a link and finding the services each take at least this long."""
-MTU_BYTES = 247
 FIRST_HANDLE = 0x0010
 
 Reply = Callable[[], None]
 """Answers the call now, before the method is done with what follows."""
+Authorize = Callable[[str], Awaitable[bool]]
+"""Asks the pairing agent whether a device (its path) may pair without anybody comparing numbers."""
 
 
 class VirtualDevice:
     """A peripheral's side of the D-Bus objects below `/org/bluez/hciN/dev_…`."""
 
-    def __init__(self, peripheral: Peripheral, adapter_path: str, tree: ObjectTree) -> None:
+    def __init__(self, peripheral: Peripheral, adapter_path: str, tree: ObjectTree, authorize: Authorize) -> None:
         self.peripheral = peripheral
         self.path = f"{adapter_path}/dev_{peripheral.address.replace(':', '_')}"
         self.in_range = True
+        self.paired = False
+        """There is a bond: it outlives links and the daemon, and ends when the device is removed."""
         self.connects_to_refuse = 0
         """The next so many connects end with le-connection-abort-by-local."""
         self.jammed = False
@@ -53,6 +56,7 @@ class VirtualDevice:
         """Notifications by characteristic that went to at least one session."""
         self._adapter_path = adapter_path
         self._tree = tree
+        self._authorize = authorize
         self._paths: dict[str, Characteristic] = {}
         self._path_of: dict[str, str] = {}
         self._sessions: dict[str, set[str]] = {}
@@ -77,12 +81,17 @@ class VirtualDevice:
         return {service.uuid for service in self.peripheral.services}
 
     def advertise(self) -> None:
-        """An advertisement was heard: the device appears, or its signal strength is told anew."""
+        """An advertisement was heard: the device appears, or its signal strength is told.
+
+        As long as the discovery lasts, it is told once and not again before it changes: a program that begins to
+        wait for a device in the middle of a discovery waits in vain.
+        """
         if not self.in_range or self._linked:
             return
         rssi = Variant("n", self.peripheral.rssi_dbm)
         if self.path in self._tree:
-            self._tree.change(self.path, DEVICE, {"RSSI": rssi})
+            if self._tree.value(self.path, DEVICE, "RSSI") != rssi.value:
+                self._tree.change(self.path, DEVICE, {"RSSI": rssi})
             return
         self._tree.add(
             self.path,
@@ -94,8 +103,8 @@ class VirtualDevice:
                     "Alias": Variant("s", self.peripheral.name),
                     "Adapter": Variant("o", self._adapter_path),
                     "UUIDs": Variant("as", sorted(self.service_uuids())),
-                    "Paired": FALSE,
-                    "Bonded": FALSE,
+                    "Paired": Variant("b", self.paired),
+                    "Bonded": Variant("b", self.paired),
                     "Trusted": FALSE,
                     "Blocked": FALSE,
                     "LegacyPairing": FALSE,
@@ -121,7 +130,12 @@ class VirtualDevice:
         self._tree.change(self.path, DEVICE, {"Connected": FALSE})
 
     def forget(self) -> None:
-        """Remove the device with all that is below it: link, sessions, objects."""
+        """Adapter1.RemoveDevice: with all that is below it, and the bond."""
+        self.paired = False
+        self.vanish()
+
+    def vanish(self) -> None:
+        """The daemon is gone, and with it link, sessions and objects; the bond is on its disk."""
         self.drop_link()
         self.jammed = False
         self._sessions.clear()
@@ -177,7 +191,19 @@ class VirtualDevice:
         self.drop_link()
 
     async def pair(self, _message: Message, _reply: Reply) -> None:
-        """Device1.Pair: just works, with no agent asked."""
+        """Device1.Pair: just works; who asks for it wants it, so no agent is asked."""
+        self._set_paired()
+
+    async def _secure(self, characteristic: Characteristic) -> None:
+        """Pair because a characteristic asks for encryption: this time the agent has to agree."""
+        if not characteristic.encrypted or self.paired:
+            return
+        if not await self._authorize(self.path):
+            raise DBusError(NOT_PERMITTED, "Not paired")
+        self._set_paired()
+
+    def _set_paired(self) -> None:
+        self.paired = True
         self._tree.change(self.path, DEVICE, {"Paired": TRUE, "Bonded": TRUE})
 
     # -- methods of GattCharacteristic1 -----------------------------------------------------
@@ -187,6 +213,7 @@ class VirtualDevice:
         characteristic = self._characteristic(message)
         if "read" not in characteristic.flags:
             raise DBusError(NOT_PERMITTED, "Read not permitted")
+        await self._secure(characteristic)
         try:
             value = self.peripheral.read(characteristic.uuid)
         except AttributeRefusedError as error:
@@ -204,12 +231,15 @@ class VirtualDevice:
         )
         if wanted.isdisjoint(characteristic.flags):
             raise DBusError(NOT_PERMITTED, "Write not permitted")
+        if wanted == {"write-without-response"} and len(value) > self.peripheral.mtu_bytes - 3:
+            raise DBusError(FAILED, "Invalid Length")
+        await self._secure(characteristic)
         try:
             self.peripheral.write(characteristic.uuid, bytes(value))
         except AttributeRefusedError as error:
             raise _operation_failed(error) from error
 
-    async def start_notify(self, message: Message, _reply: Reply) -> None:
+    async def start_notify(self, message: Message, reply: Reply) -> None:
         """GattCharacteristic1.StartNotify: one session per program and characteristic."""
         characteristic = self._characteristic(message)
         if {"notify", "indicate"}.isdisjoint(characteristic.flags):
@@ -218,8 +248,12 @@ class VirtualDevice:
         clients = self._sessions.setdefault(path, set())
         if client in clients:
             raise DBusError(IN_PROGRESS, "In Progress")
+        await self._secure(characteristic)
         clients.add(client)
         self._tell_notifying(path)
+        reply()
+        if len(clients) == 1:
+            self.peripheral.subscribed(characteristic.uuid)
 
     async def stop_notify(self, message: Message, _reply: Reply) -> None:
         """GattCharacteristic1.StopNotify."""
@@ -274,8 +308,20 @@ class VirtualDevice:
                 path = f"{service_path}/char{handle:04x}"
                 self._paths[path] = characteristic
                 self._path_of[characteristic.uuid] = path
-                self._tree.add(path, {GATT_CHARACTERISTIC: _shown(characteristic, service_path)})
+                self._tree.add(path, {GATT_CHARACTERISTIC: self._shown(characteristic, service_path)})
             handle += 3
+
+    def _shown(self, characteristic: Characteristic, service_path: str) -> Properties:
+        shown = {
+            "UUID": Variant("s", characteristic.uuid),
+            "Service": Variant("o", service_path),
+            "Value": Variant("ay", b""),
+            "Flags": Variant("as", list(characteristic.flags)),
+            "MTU": Variant("q", self.peripheral.mtu_bytes),
+        }
+        if not {"notify", "indicate"}.isdisjoint(characteristic.flags):
+            shown |= {"Notifying": FALSE, "NotifyAcquired": FALSE}
+        return shown
 
     def _tell_notifying(self, path: str) -> None:
         self._tree.change(path, GATT_CHARACTERISTIC, {"Notifying": Variant("b", bool(self._sessions[path]))})
@@ -287,19 +333,6 @@ class VirtualDevice:
         self.delivered[uuid] = self.delivered.get(uuid, 0) + 1
         for _client in self._sessions[path]:
             self._tree.change(path, GATT_CHARACTERISTIC, {"Value": Variant("ay", value)})
-
-
-def _shown(characteristic: Characteristic, service_path: str) -> Properties:
-    shown = {
-        "UUID": Variant("s", characteristic.uuid),
-        "Service": Variant("o", service_path),
-        "Value": Variant("ay", b""),
-        "Flags": Variant("as", list(characteristic.flags)),
-        "MTU": Variant("q", MTU_BYTES),
-    }
-    if not {"notify", "indicate"}.isdisjoint(characteristic.flags):
-        shown |= {"Notifying": FALSE, "NotifyAcquired": FALSE}
-    return shown
 
 
 def _operation_failed(error: AttributeRefusedError) -> DBusError:

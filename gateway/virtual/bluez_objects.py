@@ -31,7 +31,7 @@ class ObjectTree:
     def __init__(self, emit: Callable[[Message], None]) -> None:
         self._emit = emit
         self._objects: dict[str, dict[str, Properties]] = {}
-        self._writable: set[tuple[str, str]] = set()
+        self._writable: dict[tuple[str, str], Callable[[Any], None] | None] = {}
 
     def __contains__(self, path: str) -> bool:
         return path in self._objects
@@ -39,9 +39,9 @@ class ObjectTree:
     def __iter__(self) -> Iterator[str]:
         return iter(self._objects)
 
-    def allow_set(self, interface: str, name: str) -> None:
-        """Let programs set this property."""
-        self._writable.add((interface, name))
+    def allow_set(self, interface: str, name: str, then: Callable[[Any], None] | None = None) -> None:
+        """Let programs set this property; `then` is told the new value."""
+        self._writable[interface, name] = then
 
     def add(self, path: str, interfaces: Mapping[str, Properties]) -> None:
         """Show an object (signal InterfacesAdded)."""
@@ -111,6 +111,8 @@ class ObjectTree:
         if (interface, name) not in self._writable:
             raise DBusError(ErrorType.PROPERTY_READ_ONLY, f"{name} cannot be set")
         self.change(message.path or "", interface, {name: value})
+        if then := self._writable[interface, name]:
+            then(value.value)
 
     def _introspection(self, path: str) -> str:
         below = path.rstrip("/") + "/"

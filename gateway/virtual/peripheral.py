@@ -1,7 +1,8 @@
 """A BLE peripheral as a model: address, services, characteristics with values, what it notifies and what it is written.
 
 Knows no D-Bus and no radio; a virtual BlueZ shows it to programs and carries what it notifies.
-A device family is a subclass: it fills the services and overrides `run`, `read`, `write`, `link_up`, `link_down`.
+A device family is a subclass: it fills the services and overrides `run`, `read`, `write`,
+`subscribed`, `link_up`, `link_down`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 _ADDRESS = re.compile(r"(?:[0-9A-F]{2}:){5}[0-9A-F]{2}")
+
+MTU_BYTES = 247
+"""What today's sensors agree to: one packet of the link layer (251 bytes) less its header."""
+NOTIFICATION_HEADER_BYTES = 3
 
 NotificationListener = Callable[[str, bytes], None]
 """Takes the characteristic's UUID and the value."""
@@ -33,6 +38,8 @@ class Characteristic:
     flags: tuple[str, ...]
     """Of: read, write, write-without-response, notify, indicate."""
     value: bytes = b""
+    encrypted: bool = False
+    """Only a paired central may read, write or subscribe; nothing that is shown tells so before."""
 
 
 @dataclass(slots=True)
@@ -46,7 +53,15 @@ class Service:
 class Peripheral:
     """A device that can be found, connected, read, written and subscribed to."""
 
-    def __init__(self, address: str, name: str, services: Sequence[Service], *, rssi_dbm: int = -58) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        services: Sequence[Service],
+        *,
+        rssi_dbm: int = -58,
+        mtu_bytes: int = MTU_BYTES,
+    ) -> None:
         """Raises `ValueError` for an address that is not six upper-case octets, or a characteristic named twice."""
         if not _ADDRESS.fullmatch(address):
             raise ValueError(f"not a Bluetooth address: {address!r}")
@@ -54,6 +69,8 @@ class Peripheral:
         self.name = name
         self.services = tuple(services)
         self.rssi_dbm = rssi_dbm
+        self.mtu_bytes = mtu_bytes
+        """What it agrees to with a central; the value of a notification is cut to three bytes less."""
         self.distort: Callable[[str, bytes], Iterable[bytes]] | None = None
         """A fault on the radio: what arrives for one notification (nothing, the same twice, other bytes)."""
         self._characteristics = {each.uuid: each for service in self.services for each in service.characteristics}
@@ -74,7 +91,8 @@ class Peripheral:
         self.characteristic(uuid).value = value
         if self._listener is None:
             return
-        for arrived in (value,) if self.distort is None else self.distort(uuid, value):
+        sent = value[: self.mtu_bytes - NOTIFICATION_HEADER_BYTES]
+        for arrived in (sent,) if self.distort is None else self.distort(uuid, sent):
             self._listener(uuid, arrived)
 
     async def run(self) -> None:
@@ -88,6 +106,9 @@ class Peripheral:
     def write(self, uuid: str, value: bytes) -> None:
         """Take what was written. Raises `AttributeRefusedError`."""
         self.characteristic(uuid).value = value
+
+    def subscribed(self, uuid: str) -> None:
+        """A central has subscribed to a characteristic; that ends with the link."""
 
     def link_up(self) -> None:
         """A central has connected."""

@@ -5,14 +5,14 @@ The heart is a model of time alone (seconds since the start), so that hours of i
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import random
 from collections.abc import Sequence
 
 from gateway.devices import gatt
-from gateway.virtual.peripheral import Characteristic, Peripheral, Service
+from gateway.virtual.peripheral import MTU_BYTES, Characteristic, Service
+from gateway.virtual.sensor import VirtualSensor, readable
 
 MEASUREMENT_PERIOD_S = 1.0
 RR_TICKS_PER_S = 1024
@@ -27,9 +27,6 @@ BREATHING_SHARE = 0.04
 RR_NOISE_SHARE = 0.008
 RATE_BEATS = 5
 """A strap shows the mean rate of its last few beats."""
-BATTERY_PCT_PER_HOUR = 0.25
-"""400 hours on one coin cell."""
-
 CONTACT_GOOD_FLAGS = 0x06
 CONTACT_LOST_FLAGS = 0x04
 RR_FLAG = 0x10
@@ -62,11 +59,10 @@ class Heart:
         return beats
 
 
-class HeartRateStrap(Peripheral):
+class HeartRateStrap(VirtualSensor):
     """The strap: one measurement a second with the intervals since the last one, battery, device information.
 
-    `speed` makes its time run faster than the clock's (10: ten measurements a second).
-    Faults, to be set at any time: `contact` False, `rr_without_heart_rate` True, `silent` True.
+    Faults, to be set at any time: `contact` False, `rr_without_heart_rate` True, and those of every sensor.
     """
 
     def __init__(
@@ -77,25 +73,35 @@ class HeartRateStrap(Peripheral):
         seed: int = 1,
         battery_pct: float = 87.0,
         speed: float = 1.0,
+        period_s: float = MEASUREMENT_PERIOD_S,
+        more_services: Sequence[Service] = (),
+        mtu_bytes: int = MTU_BYTES,
     ) -> None:
-        super().__init__(address, name, _services(name, address, battery_pct))
+        super().__init__(
+            address,
+            name,
+            (_heart_rate_service(), *more_services),
+            period_s=period_s,
+            speed=speed,
+            battery_pct=battery_pct,
+            mtu_bytes=mtu_bytes,
+        )
         self.contact = True
         self.rr_without_heart_rate = False
-        self.silent = False
-        """The strap sends nothing more, and the link stays up."""
         self._heart = Heart(seed)
-        self._speed = speed
-        self._battery_pct = battery_pct
-        self._time_s = 0.0
         self._beat_ticks: list[int] = []
+
+    def measurements(self) -> list[tuple[str, bytes]]:
+        """The next second's Heart Rate Measurement."""
+        return [(gatt.HEART_RATE_MEASUREMENT, self.measurement())]
 
     def measurement(self) -> bytes:
         """Let the next second pass and give the Heart Rate Measurement (2A37) at its end.
 
         Beats are rounded to ticks and then subtracted, so that the intervals add up over any time.
         """
-        self._time_s += MEASUREMENT_PERIOD_S
-        beats = [round(beat * RR_TICKS_PER_S) for beat in self._heart.beats_until(self._time_s)]
+        self.time_s += MEASUREMENT_PERIOD_S
+        beats = [round(beat * RR_TICKS_PER_S) for beat in self._heart.beats_until(self.time_s)]
         ticks = [*self._beat_ticks[-1:], *beats]
         intervals = [later - earlier for earlier, later in itertools.pairwise(ticks)]
         self._beat_ticks = [*self._beat_ticks, *beats][-(RATE_BEATS + 1) :]
@@ -111,51 +117,13 @@ class HeartRateStrap(Peripheral):
         span_s = (self._beat_ticks[-1] - self._beat_ticks[0]) / RR_TICKS_PER_S
         return round(60 * (len(self._beat_ticks) - 1) / span_s)
 
-    def battery_pct(self) -> int:
-        """Charge in whole %, which falls with the strap's own time."""
-        return max(0, round(self._battery_pct - BATTERY_PCT_PER_HOUR * self._time_s / 3600))
 
-    async def run(self) -> None:
-        """Notify once a second of the strap's time, at points of time that do not drift."""
-        loop = asyncio.get_running_loop()
-        start_s, number = loop.time(), 0
-        while True:
-            number += 1
-            await asyncio.sleep(start_s + number * MEASUREMENT_PERIOD_S / self._speed - loop.time())
-            measurement = self.measurement()
-            if self.silent:
-                continue
-            self.notify(gatt.HEART_RATE_MEASUREMENT, measurement)
-            battery = bytes([self.battery_pct()])
-            if battery != self.characteristic(gatt.BATTERY_LEVEL).value:
-                self.notify(gatt.BATTERY_LEVEL, battery)
-
-
-def _services(name: str, address: str, battery_pct: float) -> Sequence[Service]:
-    def readable(uuid: str, value: bytes) -> Characteristic:
-        return Characteristic(uuid, ("read",), value)
-
+def _heart_rate_service() -> Service:
     chest = b"\x01"
-    return (
-        Service(
-            gatt.HEART_RATE_SERVICE,
-            (
-                Characteristic(gatt.HEART_RATE_MEASUREMENT, ("notify",)),
-                readable(gatt.BODY_SENSOR_LOCATION, chest),
-            ),
-        ),
-        Service(
-            gatt.BATTERY_SERVICE,
-            (Characteristic(gatt.BATTERY_LEVEL, ("read", "notify"), bytes([round(battery_pct)])),),
-        ),
-        Service(
-            gatt.DEVICE_INFORMATION_SERVICE,
-            (
-                readable(gatt.MANUFACTURER_NAME, b"wardlink"),
-                readable(gatt.MODEL_NUMBER, name.encode()),
-                readable(gatt.SERIAL_NUMBER, address.replace(":", "").encode()),
-                readable(gatt.FIRMWARE_REVISION, b"1.0.0"),
-                readable(gatt.HARDWARE_REVISION, b"1"),
-            ),
+    return Service(
+        gatt.HEART_RATE_SERVICE,
+        (
+            Characteristic(gatt.HEART_RATE_MEASUREMENT, ("notify",)),
+            readable(gatt.BODY_SENSOR_LOCATION, chest),
         ),
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -98,3 +99,32 @@ def test_text(value: bytes, expected: str | None) -> None:
 )
 def test_battery(value: bytes, expected: float | None) -> None:
     assert gatt.battery_pct(value) == expected
+
+
+def test_fields_are_read_in_order_and_end() -> None:
+    fields = gatt.Fields(bytes.fromhex("01 0203 040506 6200 b00e00fe e507 03 04 05 06 07 aabb"))
+    assert [fields.uint(1), fields.uint(2), fields.uint(3), fields.sfloat(), fields.float32()] == [
+        1,
+        0x0302,
+        0x060504,
+        98.0,
+        37.60,
+    ]
+    assert fields.date_time() == datetime(2021, 3, 4, 5, 6, 7, tzinfo=UTC)
+    assert fields.left == 2
+    with pytest.raises(gatt.MalformedValueError, match="too short"):
+        fields.uint(3)
+    assert fields.rest() == b"\xaa\xbb"
+    assert fields.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "octets", ["0000 04 11 14 29 3b", "e507 00 11 14 29 3b", "e507 04 00 14 29 3b", "e507 04 11 19 29 3b"]
+)
+def test_a_date_that_is_unknown_or_none(octets: str) -> None:
+    assert gatt.date_time(bytes.fromhex(octets)) is None
+
+
+def test_a_date_and_time_has_seven_bytes() -> None:
+    with pytest.raises(gatt.MalformedValueError, match="7 bytes"):
+        gatt.date_time(bytes(6))

@@ -181,7 +181,7 @@ async def test_discovery_finds_only_what_the_filter_asks_for(daemon: DbusDaemon,
         assert "added dev_00_22_D0_3A_10_01" not in program.heard
         await bluez.remove("00:22:D0:00:00:02")
         reply = await program.call("/", "org.freedesktop.DBus.ObjectManager.GetManagedObjects")
-        assert list(reply.body[0]) == [ADAPTER]
+        assert list(reply.body[0]) == ["/org/bluez", ADAPTER]
     finally:
         await program.close()
 
