@@ -145,7 +145,6 @@ class Intake:
         """Ask the registry again for the devices of this batch."""
         for device in {d.content.key.device for d in self._deliveries if isinstance(d.content, Block)}:
             self._ingest.bindings.forget(device)
-        self._plan = None
 
     def _counted(self) -> list[tuple[str, BlockKey, int]]:
         """Every identity of the batch, those known before as well: their receipt may have been lost."""

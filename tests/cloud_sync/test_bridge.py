@@ -417,6 +417,8 @@ async def test_a_binding_to_an_impossible_bucket_holds_up_nobody_else(chain: Any
         assert len(await chain.points("eeg")) == 250
         ((reason,),) = await chain.rows("SELECT reason FROM parked_messages")
         assert "invalid name" in reason
+        await chain.bridge.redrive.look({""})
+        assert await chain.count("parked_messages") == 1
         await chain.run("DELETE FROM timeseries_binding WHERE influx_bucket = 'no/such'")
         await chain.until_count("parked_messages", 0)
     assert len(await chain.points("vital_signs")) == 5

@@ -60,6 +60,7 @@ def test_large_receipts_are_cut_and_nothing_is_left_out(keys: int, holes: int) -
             message = receipts.outbound(receipt)
             assert len(message.payload) < 500_000
             decoded = control.decode(message.payload, Receipt)
+            assert len(decoded.committed) <= receipts.ENTRIES_MAX
             assert sum(len(entry.ranges) for entry in decoded.committed) <= RANGES_MAX
             for entry in decoded.committed:
                 told.setdefault(entry.signal, []).extend(entry.ranges)
