@@ -39,7 +39,7 @@ async def run(chosen: Settings) -> None:
     """Run the gateway until SIGTERM or SIGINT. Raises `WardlinkError` for what it cannot live without."""
     stop = asyncio.Event()
     install_signals(stop)
-    gateway = Gateway(chosen)
+    gateway = await asyncio.to_thread(Gateway, chosen)  # it reads credential files
     try:
         await gateway.open()
         await gateway.run(stop)
