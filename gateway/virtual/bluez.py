@@ -110,6 +110,10 @@ class VirtualBlueZ:
         device = self._devices[address]
         return device.linked and bool(self._tree.value(device.path, DEVICE, "ServicesResolved"))
 
+    def known(self, address: str) -> bool:
+        """The daemon has discovered the peripheral, and has not forgotten it."""
+        return self._devices[address].path in self._tree
+
     def paired(self, address: str) -> bool:
         """There is a bond with the peripheral."""
         return self._devices[address].paired

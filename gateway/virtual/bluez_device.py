@@ -61,7 +61,7 @@ class VirtualDevice:
         self._path_of: dict[str, str] = {}
         self._sessions: dict[str, set[str]] = {}
         self._linked = False
-        self._linked_or_given_up = asyncio.Event()
+        self._given_up = asyncio.Event()
         peripheral.listen(self._notified)
 
     # -- what the adapter does --------------------------------------------------------------
@@ -158,10 +158,12 @@ class VirtualDevice:
             return
         if self.jammed:
             raise DBusError(IN_PROGRESS, "Operation already in progress")
-        self._linked_or_given_up.clear()
+        self._given_up.clear()
         if not self.in_range:
             await self._page()
         await asyncio.sleep(RADIO_DELAY_S)
+        if self._given_up.is_set():
+            raise DBusError(FAILED, ABORT_BY_LOCAL)
         self._set_connected(connected=True)
         if self.connects_to_refuse:
             self.connects_to_refuse -= 1
@@ -178,14 +180,14 @@ class VirtualDevice:
     async def _page(self) -> None:
         try:
             async with asyncio.timeout(PAGE_TIMEOUT_S):
-                await self._linked_or_given_up.wait()
+                await self._given_up.wait()
         except TimeoutError:
             pass
         raise DBusError(FAILED, ABORT_BY_LOCAL)
 
     async def disconnect(self, _message: Message, _reply: Reply) -> None:
         """Device1.Disconnect: also ends a Connect that is under way."""
-        self._linked_or_given_up.set()
+        self._given_up.set()
         if not self._linked:
             raise DBusError(NOT_CONNECTED, "Not Connected")
         self.drop_link()

@@ -19,7 +19,7 @@ from gateway.devices import gatt
 from gateway.devices.base import Facts, Reading, Rejected
 from gateway.devices.heart_rate import HeartRateDecoder
 from gateway.errors import UnavailableError
-from gateway.links import ble
+from gateway.links import ble, bluetoothd, radio
 from gateway.links.base import Chunk, Link
 from gateway.links.ble import BleLink
 from gateway.virtual.bluez import VirtualBlueZ
@@ -322,6 +322,72 @@ async def test_slots_are_counted_and_released(bluez: VirtualBlueZ) -> None:
             await chunks(third, 2)
 
 
+async def test_an_absent_device_holds_up_nobody(
+    bluez: VirtualBlueZ, strap: HeartRateStrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ble, "SCAN_S_MAX", 30.0)
+    others = [HeartRateStrap(f"00:22:D0:00:00:{n:02X}", seed=n, speed=SPEED) for n in range(2)]
+    absent = BleLink("00:22:D0:00:00:FF", HeartRateDecoder.NOTIFY, (), slots=2)
+    looking = asyncio.create_task(absent.open())
+    await until(lambda: bluez.calls["org.bluez.Adapter1.StartDiscovery"] > 0)
+    links = [BleLink(other.address, HeartRateDecoder.NOTIFY, (), slots=2) for other in others]
+    async with asyncio.timeout(DEADLINE_S):
+        for other, link in zip(others, links, strict=True):
+            bluez.add(other)
+            await link.open()
+            await chunks(link, 3)
+        # Told of only once as long as a discovery lasts, and a discovery goes on all the time.
+        bluez.drop_link(others[0].address)
+        await rest(links[0])
+        await links[0].open()
+        await chunks(links[0], 3)
+    assert not looking.done()
+    looking.cancel()
+    await asyncio.gather(looking, *(link.close() for link in links), return_exceptions=True)
+
+
+async def test_an_adapter_over_which_nothing_connects_is_switched_off_and_on(
+    bluez: VirtualBlueZ, strap: HeartRateStrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ble, "CONNECT_S_MAX", 0.2)
+    monkeypatch.setattr(bluetoothd, "OFF_S", 0.05)
+    other = HeartRateStrap("00:22:D0:00:00:02", seed=2, speed=SPEED)
+    bluez.add(other)
+    links = [strap_link(strap), strap_link(other)]
+    bluez.wedge()
+    for _ in range(radio.FAILURES_BEFORE_SWITCHING // 2):
+        assert bluez.calls["org.freedesktop.DBus.Properties.Set"] == 0
+        for link in links:
+            with pytest.raises(UnavailableError):
+                await link.open()
+    assert bluez.calls["org.freedesktop.DBus.Properties.Set"] == 2
+    async with opened(links[0]), opened(links[1]):
+        await chunks(links[0], 2)
+        # What fails from now on is not the adapter's fault.
+        bluez.refuse_connects(other.address, 1_000_000)
+        await links[1].close()
+        for _ in range(radio.FAILURES_BEFORE_SWITCHING):
+            with pytest.raises(UnavailableError):
+                await links[1].open()
+        await chunks(links[0], 2)
+    assert bluez.calls["org.freedesktop.DBus.Properties.Set"] == 2
+
+
+async def test_when_that_does_not_help_there_is_an_alarm(
+    bluez: VirtualBlueZ, strap: HeartRateStrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ble, "CONNECT_S_MAX", 0.1)
+    monkeypatch.setattr(bluetoothd, "OFF_S", 0.01)
+    bluez.wedge(times=3)
+    link = strap_link(strap)
+    hints = []
+    for _ in range(radio.FAILURES_BEFORE_ALARM):
+        with pytest.raises(UnavailableError) as caught:
+            await link.open()
+        hints.append(caught.value.hint)
+    assert ["restart bluetooth" in hint for hint in hints] == [False] * (radio.FAILURES_BEFORE_ALARM - 1) + [True]
+
+
 async def test_a_dying_bus_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = DbusDaemon()
     await asyncio.to_thread(daemon.start)
@@ -405,13 +471,73 @@ async def test_a_reader_that_is_too_slow_ends_the_link(
         assert "not read in time" in error.message
 
 
+PAIRED_ONLY = Characteristic(gatt.HEART_RATE_MEASUREMENT, ("read", "notify"), b"\x00\x48", encrypted=True)
+
+
+async def test_a_device_that_demands_pairing_is_paired_once(bluez: VirtualBlueZ) -> None:
+    shy = Peripheral("00:22:D0:00:00:07", "Shy", [Service(gatt.HEART_RATE_SERVICE, (PAIRED_ONLY,))])
+    bluez.add(shy)
+    link = BleLink(shy.address, [gatt.HEART_RATE_MEASUREMENT], [gatt.HEART_RATE_MEASUREMENT])
+    async with opened(link):
+        assert await chunks(link, 1) == [b"\x00\x48"]
+        assert bluez.paired(shy.address)
+        shy.notify(gatt.HEART_RATE_MEASUREMENT, b"\x00\x49")
+        assert await chunks(link, 1) == [b"\x00\x49"]
+    await bluez.kill()
+    await bluez.restart()
+    assert bluez.paired(shy.address), "the bond is kept"
+    # No agent is needed any more.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("gateway.links.pairing.AGENT_MANAGER_PATH", "/nobody")
+        async with opened(link):
+            assert await chunks(link, 1) == [b"\x00\x49"]
+
+
+async def test_without_an_agent_there_is_a_hint(bluez: VirtualBlueZ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.links.pairing.AGENT_MANAGER_PATH", "/nobody")
+    shy = Peripheral("00:22:D0:00:00:07", "Shy", [Service(gatt.HEART_RATE_SERVICE, (PAIRED_ONLY,))])
+    bluez.add(shy)
+    with pytest.raises(UnavailableError, match="Not paired") as caught:
+        await BleLink(shy.address, [gatt.HEART_RATE_MEASUREMENT], ()).open()
+    assert "pairing mode" in caught.value.hint
+
+
+async def test_a_device_that_nobody_expects_may_not_pair(bluez: VirtualBlueZ, strap: HeartRateStrap) -> None:
+    shy = Peripheral("00:22:D0:00:00:07", "Shy", [Service(gatt.HEART_RATE_SERVICE, (PAIRED_ONLY,))])
+    bluez.add(shy)
+    path = f"/org/bluez/hci0/dev_{shy.address.replace(':', '_')}"
+    stranger = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    async with opened(strap_link(strap)) as link:
+        # Somebody else's program reads it while this one is the pairing agent of the host.
+        adapter = Message("org.bluez", "/org/bluez/hci0", "org.bluez.Adapter1", "StartDiscovery")
+        await stranger.call(adapter)
+        reading = Message(
+            "org.bluez",
+            f"{path}/service0010/char0013",
+            "org.bluez.GattCharacteristic1",
+            "ReadValue",
+            signature="a{sv}",
+            body=[{}],
+        )
+        await until(lambda: bluez.known(shy.address))
+        await stranger.call(Message("org.bluez", path, "org.bluez.Device1", "Connect"))
+        await until(lambda: bluez.settled(shy.address))
+        answer = await stranger.call(reading)
+        assert answer.body == ["Not paired"]
+        await chunks(link, 2)
+    assert not bluez.paired(shy.address)
+    await closed(stranger)
+
+
 class Recorder(Peripheral):
     """Remembers what it is written and answers on another characteristic; refuses what begins with 0xff."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: int) -> None:
         control = Characteristic(CONTROL, ("write-without-response", "notify"))
         response = Characteristic(RESPONSE, ("notify", "read", "write"), b"idle")
-        super().__init__("00:55:DA:B0:00:01", "Recorder", [Service("0000fe8d" + CONTROL[8:], (control, response))])
+        super().__init__(
+            "00:55:DA:B0:00:01", "Recorder", [Service("0000fe8d" + CONTROL[8:], (control, response))], **options
+        )
         self.written: list[tuple[str, bytes]] = []
 
     def write(self, uuid: str, value: bytes) -> None:
@@ -437,6 +563,19 @@ async def test_writing(bluez: VirtualBlueZ) -> None:
             await link.write(b"\xff", RESPONSE)
     with pytest.raises(UnavailableError, match="not open"):
         await link.write(b"ab", CONTROL)
+
+
+async def test_a_write_that_no_packet_can_carry(bluez: VirtualBlueZ) -> None:
+    recorder = Recorder(mtu_bytes=40)
+    bluez.add(recorder)
+    async with opened(BleLink(recorder.address, [RESPONSE], ())) as link:
+        with pytest.raises(UnavailableError, match="37 bytes at a time, not 38"):
+            await link.write(bytes(38), CONTROL)
+        await link.write(bytes(37), CONTROL)
+        # With a response there is a way for longer ones; what is notified is cut.
+        await link.write(bytes(50), RESPONSE)
+        assert [len(each) for each in await chunks(link, 2, RESPONSE)] == [37, 37]
+    assert [len(value) for _, value in recorder.written] == [37, 50]
 
 
 async def test_the_main_characteristic_must_be_there_and_the_others_may_be_missing(bluez: VirtualBlueZ) -> None:
