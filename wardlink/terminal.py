@@ -40,7 +40,10 @@ def show_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_j
         table.add_column(column.replace("_", " "))
     for row in rows:
         table.add_row(*(Text("" if row.get(column) is None else str(row[column])) for column in columns))
-    console().print(table)
+    shown = console()
+    with shown.capture() as text:  # printed by Python itself, where a reader that went away is told from other errors
+        shown.print(table)
+    print(text.get(), end="")
 
 
 def show_error(error: WardlinkError) -> int:
