@@ -84,6 +84,11 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class NoValue(Rejected):
+    """A sound report that holds no value, and says why: no fix, no finger. The device is not silent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a device says of itself; only what is known is set."""
 
