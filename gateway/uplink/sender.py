@@ -22,8 +22,11 @@ UNRECEIPTED_MAX = 20_000
 RESEND_CHECKS = 4
 """How often a resend is considered within the time that a hole may stand."""
 FETCH_RETRY_S = 1.0
-DECLINED_RETRY_S = 5.0
-"""A row that a connected broker does not take keeps its place in the window for so long: no faster than that."""
+ATTEMPTS_MAX = 3
+"""A row that failed so often may be what makes the broker drop the connection: it is set aside."""
+NEXT_ATTEMPT_S = 5.0
+"""Before the second and later attempts, in which a row keeps its place in the window: a broker that declines everything
+is asked no faster than that. The first failure is most often a lost connection."""
 
 
 class Sender:
@@ -41,6 +44,9 @@ class Sender:
         self._in_flight: set[int] = set()
         self._sent_at: dict[int, float] = {}
         """When each row that waits for its receipt was sent, oldest first."""
+        self._failures: dict[int, int] = {}
+        """How often each row that is still here was not taken, since it last was."""
+        self._has_blamed = False
         self._wake = asyncio.Event()
         self.bridge_present = False
         """Whether resending makes sense: nobody receipts what nobody reads."""
@@ -54,6 +60,7 @@ class Sender:
         """These rows are gone from the outbox."""
         for number in ids:
             self._sent_at.pop(number, None)
+            self._failures.pop(number, None)
         self._wake.set()
 
     async def run(self) -> None:
@@ -133,16 +140,39 @@ class Sender:
     def _published(self, number: int, published: asyncio.Future[None]) -> None:
         error = None if published.cancelled() else published.exception()
         if isinstance(error, RefusedError):
-            # It stays in the outbox like any row without a receipt; the others go on.
-            log.error("block %d of the outbox is not sent: %s", number, error)
-        elif error is not None and self._session.connected.is_set():
-            log.warning("the broker declines block %d of the outbox: %s", number, error)
-            asyncio.get_running_loop().call_later(DECLINED_RETRY_S, self._give_back, number)
-            return
+            self._set_aside(number, error)
         elif error is not None or published.cancelled():
-            self._give_back(number)
+            failures = self._blame(number)
+            if failures >= ATTEMPTS_MAX:
+                self._set_aside(number, error)
+            elif failures > 1:
+                asyncio.get_running_loop().call_later(NEXT_ATTEMPT_S, self._give_back, number)
+                return
+            else:
+                self._give_back(number)
+        else:
+            self._failures.pop(number, None)
         self._in_flight.discard(number)
         self._wake.set()
+
+    def _blame(self, number: int) -> int:
+        """How often this row failed through its own fault, as far as can be told.
+
+        A broker takes messages in order. Of those that fail together only the first can have been the cause.
+        """
+        if self._has_blamed:
+            return 0
+        self._has_blamed = True
+        asyncio.get_running_loop().call_soon(self._forgive)  # after all that failed together
+        self._failures[number] = self._failures.get(number, 0) + 1
+        return self._failures[number]
+
+    def _forgive(self) -> None:
+        self._has_blamed = False
+
+    def _set_aside(self, number: int, error: BaseException | None) -> None:
+        """It stays in the outbox, and waits like what was sent and has no receipt; the others go on."""
+        log.error("block %d of the outbox does not get through: %s", number, error or "interrupted")
 
     def _give_back(self, number: int) -> None:
         self._in_flight.discard(number)

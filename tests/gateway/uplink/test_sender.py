@@ -1,0 +1,431 @@
+"""The sender on a real broker: what goes out, in which order, when again, and what a fault may not do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from gateway.errors import RefusedError, UnavailableError
+from gateway.mqtt import Outbound
+from gateway.spool.outbox import Outbox
+from gateway.spool.store import Row
+from gateway.uplink import sender as sender_module
+from gateway.uplink.sender import Sender
+from gateway.wire import codec, topics
+from gateway.wire.codec import Payload
+
+ALL = 10**9
+
+
+def damage(chain: Any, *numbers: int) -> None:
+    with contextlib.closing(sqlite3.connect(chain.path, isolation_level=None)) as connection:
+        for number in numbers:
+            connection.execute("UPDATE block SET payload = x'00' WHERE id = ?", (number,))
+
+
+async def filled(chain: Any, count: int) -> None:
+    """An outbox from before, with so many blocks."""
+    async with chain.outbox() as outbox:
+        for at in range(count):
+            outbox.append(chain.block(at=at))
+
+
+async def test_every_row_goes_to_its_topic_with_payload_content_type_and_properties(chain: Any) -> None:
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox) as uplink:
+        await asyncio.wait_for(uplink.session.connected.wait(), 20)
+        contents = [
+            chain.block(),
+            chain.block(signal="brain_state", n=5),
+            chain.block("STRAP", "vital_signs", n=1),
+            chain.loss("STRAP", "vital_signs"),
+        ]
+        for content in contents:
+            outbox.append(content)
+        await chain.until(lambda: len(cloud.blocks) == 4)
+        rows = [stored.row for stored in await outbox.fetch(0, ALL, ALL)]
+    head = f"wardlink/v1/{chain.gateway}"
+    expected = [
+        (f"{head}/data/DEV/eeg", "application/cbor", "raw"),
+        (f"{head}/data/DEV/brain_state", "application/json", "brain_state"),
+        (f"{head}/data/STRAP/vital_signs", "application/json", "vital_signs"),
+        (f"{head}/loss/STRAP", "application/json", "loss"),
+    ]
+    for message, row, (topic, content_type, schema) in zip(cloud.blocks, rows, expected, strict=True):
+        assert (message.topic, message.content_type) == (topic, content_type)
+        assert message.properties == {"schema": schema, "historical": "0"}
+        assert message.payload == row.payload.data
+        assert not message.retain
+        decoded = codec.decode_on(message.topic, message.payload, message.content_type)
+        assert decoded.identity == outbox.identity_of(row)
+
+
+async def test_what_waited_before_the_connection_is_marked_historical(chain: Any) -> None:
+    await filled(chain, 5)
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox):
+        await chain.until(lambda: len(cloud.blocks) == 5)
+        outbox.append(chain.block(at=5))
+        await chain.until(lambda: len(cloud.blocks) == 6)
+    assert cloud.sequences() == list(range(6))
+    assert [message.properties["historical"] for message in cloud.blocks] == ["1"] * 5 + ["0"]
+
+
+async def test_the_acknowledgement_frees_the_window_but_not_the_disk(chain: Any) -> None:
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=2) as uplink:
+        for at in range(50):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(cloud.blocks) == 50 and not uplink.sender._in_flight)
+        assert outbox.holding.rows == 50
+        assert not outbox.empty.is_set()
+    assert cloud.counts() == Counter(range(50))
+    async with chain.outbox() as outbox:
+        assert outbox.holding.rows == 50
+
+
+async def test_no_more_are_on_their_way_than_the_window_allows(chain: Any) -> None:
+    await filled(chain, 30)
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=3) as uplink:
+        await chain.until(lambda: len(cloud.blocks) == 30 and not uplink.sender._in_flight)
+        chain.freeze_broker()
+        for at in range(30, 50):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: outbox.holding.rows == 50 and len(uplink.sender._in_flight) == 3)
+        for _ in range(20):
+            uplink.sender.wake()
+            await asyncio.sleep(0.001)
+            assert len(uplink.sender._in_flight) == 3
+        chain.thaw_broker()
+        await chain.until(lambda: len(cloud.blocks) == 50)
+    assert cloud.counts() == Counter(range(50))
+
+
+async def test_live_data_goes_before_the_backlog(chain: Any) -> None:
+    await filled(chain, 400)
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=2) as uplink:
+        await chain.until(lambda: len(cloud.blocks) > 10)
+        chain.freeze_broker()
+        known = len(uplink.sender._in_flight)
+        outbox.append(chain.block("STRAP", "vital_signs", n=1))
+        await chain.until(lambda: outbox.holding.rows == 401)
+        chain.thaw_broker()
+        await chain.until(lambda: len(cloud.blocks) == 401)
+    at = [topics.parse(message.topic).device for message in cloud.blocks].index("STRAP")
+    assert at < 400 - 1
+    assert known <= 2
+    assert cloud.blocks[at].properties["historical"] == "0"
+    assert cloud.sequences() == list(range(400))
+
+
+async def test_a_receipt_removes_rows_for_good(chain: Any) -> None:
+    async with (
+        chain.cloud(present=True) as cloud,
+        chain.outbox() as outbox,
+        chain.uplink(outbox, resend_after_s=0.1) as uplink,
+    ):
+        for at in range(6):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(cloud.blocks) >= 6)
+        await cloud.receipt(outbox.epoch, [(0, 1), (4, 5)])
+        await chain.until(lambda: outbox.holding.rows == 2)
+        assert await outbox.held() == {("DEV", "eeg"): (2, 3)}
+        assert not set(uplink.sender._sent_at) - {3, 4}
+        before = cloud.counts()
+        await chain.until(lambda: (cloud.counts() - before)[3] >= 2)
+        again = cloud.counts() - before
+        assert not set(again) & {0, 1, 4, 5}
+        await cloud.receipt(outbox.epoch, [(2, 3)])
+        await asyncio.wait_for(outbox.empty.wait(), 20)
+        assert not uplink.sender._sent_at
+
+
+async def test_nothing_is_sent_again_while_no_bridge_is_there(chain: Any) -> None:
+    loop = asyncio.get_running_loop()
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, resend_after_s=0.1) as uplink:
+        for at in range(3):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(cloud.blocks) == 3)
+        await asyncio.sleep(0.5)  # five times as long as a hole may stand: it is the time that is tested
+        assert cloud.counts() == Counter(range(3))
+        assert uplink.sender.resent == 0
+        appeared_s = loop.time()
+        await cloud.present(online=True)
+        await chain.until(lambda: len(cloud.blocks) >= 6)
+        assert loop.time() - appeared_s >= 0.1
+        assert uplink.sender.resent >= 3
+        assert {message.properties["historical"] for message in cloud.blocks[3:]} == {"1"}
+        await cloud.present(online=False)
+        await chain.until(lambda: not uplink.sender.bridge_present)
+        resent = uplink.sender.resent
+        await asyncio.sleep(0.5)
+        assert uplink.sender.resent == resent
+
+
+async def test_a_hole_may_stand_for_a_while_before_anything_is_sent_again(chain: Any) -> None:
+    loop = asyncio.get_running_loop()
+    async with (
+        chain.cloud(present=True) as cloud,
+        chain.outbox() as outbox,
+        chain.uplink(outbox, resend_after_s=0.6) as uplink,
+    ):
+        await chain.until(lambda: uplink.sender.bridge_present)
+        began_s = loop.time()
+        outbox.append(chain.block(at=0))
+        await chain.until(lambda: cloud.counts()[0] == 2)
+        assert loop.time() - began_s >= 0.6
+        assert uplink.sender.resent == 1
+
+
+async def test_a_broker_that_loses_what_it_acknowledged_gets_it_again(chain: Any) -> None:
+    async with (
+        chain.cloud(present=True) as cloud,
+        chain.outbox() as outbox,
+        chain.uplink(outbox, resend_after_s=0.2, window=8) as uplink,
+    ):
+        for at in range(40):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(cloud.counts()) == 40 and not uplink.sender._in_flight)
+        await asyncio.to_thread(chain.mosquitto.kill)
+        await chain.until(lambda: not uplink.session.connected.is_set())
+        for at in range(40, 60):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: outbox.holding.rows == 60)
+        cloud.got.clear()  # as if the broker had taken them and told nobody
+        await asyncio.to_thread(chain.mosquitto.start)
+        await asyncio.wait_for(cloud.session.connected.wait(), 20)
+        await cloud.present(online=True)
+        await chain.until(lambda: len(cloud.counts()) == 60)
+        await cloud.receipt(outbox.epoch, [(0, 59)])
+        await asyncio.wait_for(outbox.empty.wait(), 20)
+
+
+async def test_kill_after_kill_of_the_broker_everything_arrives(chain: Any) -> None:
+    async with chain.cloud(present=True) as cloud, chain.outbox() as outbox:
+        cloud.receipting = True
+        arrived: set[int] = set()
+        async with chain.uplink(outbox, resend_after_s=0.2, window=4):
+            for round_number in range(3):
+                for at in range(round_number * 50, round_number * 50 + 50):
+                    outbox.append(chain.block(at=at))
+                await chain.until(lambda: cloud.blocks)
+                await asyncio.to_thread(chain.mosquitto.kill)
+                await chain.until(lambda: not cloud.session.connected.is_set())
+                arrived |= set(cloud.counts())
+                cloud.got.clear()
+                await asyncio.to_thread(chain.mosquitto.start)
+                await asyncio.wait_for(cloud.session.connected.wait(), 20)
+                await cloud.present(online=True)
+            await asyncio.wait_for(outbox.empty.wait(), 20)
+        assert arrived | set(cloud.counts()) == set(range(150))
+
+
+async def test_damaged_rows_hide_none_of_those_behind_them(chain: Any) -> None:
+    await filled(chain, 20)
+    damage(chain, 1, 2, 7, 20)
+    gone: list[int] = []
+
+    def all_gone(cloud: Any) -> bool:
+        gone.clear()
+        for message in cloud.blocks:
+            if topics.parse(message.topic).kind is topics.TopicKind.LOSS:
+                loss: Any = codec.decode_on(message.topic, message.payload, message.content_type).content
+                gone.extend(range(loss.sequences[0], loss.sequences[1] + 1))
+        return len(gone) >= 4
+
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=4):
+        await chain.until(lambda: len(cloud.counts()) == 16 and all_gone(cloud))
+    assert sorted(gone) == [0, 1, 6, 19]
+    assert cloud.counts() == Counter(set(range(20)) - set(gone))
+
+
+async def test_with_too_much_to_remember_the_backlog_waits_and_nothing_is_forgotten(
+    chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "UNRECEIPTED_MAX", 5)
+    await filled(chain, 30)
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=4) as uplink:
+        await chain.until(lambda: len(cloud.blocks) >= 5 and not uplink.sender._in_flight)
+        assert len(cloud.counts()) < 10
+        for at in range(30, 36):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: set(range(30, 36)) <= set(cloud.counts()))
+        assert len(uplink.sender._sent_at) == 5
+        cloud.receipting = True
+        await cloud.receipt(outbox.epoch, [(number, number) for number in cloud.counts()])
+        await asyncio.wait_for(outbox.empty.wait(), 20)
+    assert set(cloud.counts()) == set(range(36))
+
+
+async def test_an_outbox_that_cannot_be_read_holds_the_sender_up_but_does_not_end_it(
+    chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "FETCH_RETRY_S", 0.01)
+    await filled(chain, 3)
+    failures = 3
+
+    class Unreadable:
+        def __init__(self) -> None:
+            self._store = chain.store()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def fetch(self, after: int, through: int, limit: int) -> Any:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise UnavailableError("the disk cannot be read")
+            return self._store.fetch(after, through, limit)
+
+    async with chain.cloud() as cloud, chain.outbox(Unreadable()) as outbox, chain.uplink(outbox):
+        await chain.until(lambda: len(cloud.blocks) == 3)
+    assert failures == 0
+
+
+def oversized(sequence: int) -> Row:
+    data = b"\x00" * ((1 << 20) + 1)  # the fixture's broker takes no more than 1 MiB
+    return Row("DEV", "ppg", sequence, 1, 2, 1, 0, "", Payload("application/cbor", "raw", data))
+
+
+async def test_a_row_that_makes_the_broker_hang_up_is_set_aside_and_the_others_go_on(
+    chain: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mosquitto answers a message beyond its limit with the end of the connection."""
+    monkeypatch.setattr(sender_module, "NEXT_ATTEMPT_S", 0.1)
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=2) as uplink:
+        await asyncio.wait_for(uplink.session.connected.wait(), 20)
+        outbox._take(oversized(0))
+        for at in range(20):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: "block 1 of the outbox does not get through" in caplog.text)
+        await chain.until(lambda: len(cloud.counts()) == 20 and not uplink.sender._in_flight)
+        assert caplog.text.count("connection to broker") <= 3
+        assert outbox.holding.rows == 21
+        assert 1 in uplink.sender._sent_at
+
+
+class Scripted:
+    """A session that answers as the test says: for what no mosquitto can be made to do."""
+
+    def __init__(self) -> None:
+        self.connected = asyncio.Event()
+        self.connected.set()
+        self.published: list[tuple[Outbound, asyncio.Future[None]]] = []
+        self.declines = False
+
+    def publish(self, message: Outbound) -> asyncio.Future[None]:
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.published.append((message, answer))
+        if self.declines:
+            answer.set_exception(UnavailableError("not authorized"))
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def sending(outbox: Outbox, session: Any, **more: Any) -> Any:
+    sender = Sender(outbox, session, "gw", **({"window_messages": 4, "resend_after_s": 60.0} | more))
+    outbox.on_commit = sender.wake
+    task = asyncio.create_task(sender.run())
+    try:
+        yield sender
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+
+
+async def test_a_row_that_is_too_large_for_the_broker_is_not_tried_in_circles(
+    chain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session, resend_after_s=0.1) as sender:
+        outbox.append(chain.block(at=0))
+        await chain.until(lambda: len(session.published) == 1)
+        session.published[0][1].set_exception(RefusedError("more than the broker takes"))
+        outbox.append(chain.block(at=1))
+        await chain.until(lambda: len(session.published) == 2)
+        session.published[1][1].set_result(None)
+        await chain.until(lambda: not sender._in_flight)
+        assert "block 1 of the outbox does not get through: more than the broker takes" in caplog.text
+        assert len(session.published) == 2
+        sender.bridge_present = True
+        await chain.until(lambda: len(session.published) >= 4)  # after its time it may be tried again like any other
+
+
+async def test_a_lost_connection_gives_everything_unacknowledged_back_at_once(chain: Any) -> None:
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session) as sender:
+        for at in range(6):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(session.published) == 4)
+        session.published[1][1].set_result(None)
+        await chain.until(lambda: len(session.published) == 5)
+        session.connected.clear()
+        for _, answer in session.published:
+            if not answer.done():
+                answer.set_exception(UnavailableError("lost"))
+        await chain.until(lambda: not sender._in_flight)
+        assert set(sender._sent_at) == {2}
+        session.published.clear()
+        session.connected.set()
+        for _ in range(2):
+            await chain.until(lambda: sum(not answer.done() for _, answer in session.published) >= 1)
+            for _, answer in session.published:
+                if not answer.done():
+                    answer.set_result(None)
+        await chain.until(lambda: len(session.published) == 5)
+        sequences = [
+            codec.decode(message.payload, message.content_type).identity.sequence for message, _ in session.published
+        ]
+        assert sequences == [0, 2, 3, 4, 5]
+
+
+async def test_a_broker_that_declines_everything_is_not_asked_in_circles(chain: Any) -> None:
+    session = Scripted()
+    session.declines = True
+    async with chain.outbox() as outbox, sending(outbox, session, window_messages=2) as sender:
+        for at in range(6):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(sender._in_flight) == 2 and set(sender._failures.values()) >= {2})
+        known = len(session.published)
+        for _ in range(50):
+            sender.wake()
+            await asyncio.sleep(0)
+        assert len(session.published) == known < 6 * 3
+        session.declines = False
+        waiting = sorted(sender._in_flight)
+        for number in waiting:
+            sender._give_back(number)  # its time has come
+        await chain.until(lambda: len(session.published) == known + 2)
+        last = [codec.decode(message.payload).identity.sequence + 1 for message, _ in session.published[known:]]
+        assert last == waiting
+
+
+async def test_of_rows_that_fail_together_only_the_first_is_blamed(chain: Any) -> None:
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session) as sender:
+        for at in range(4):
+            outbox.append(chain.block(at=at))
+        for attempt in range(2):
+            await chain.until(lambda attempt=attempt: len(session.published) == 4 + 4 * attempt)
+            for _, answer in session.published[-4:]:
+                answer.set_exception(UnavailableError("lost"))
+        await chain.until(lambda: len(session.published) == 8 + 3)
+        assert sender._failures == {1: 2}
+        assert sender._in_flight == {1, 2, 3, 4}
+
+
+async def test_a_row_that_got_through_has_no_failures_to_its_name(chain: Any) -> None:
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session) as sender:
+        outbox.append(chain.block())
+        await chain.until(lambda: len(session.published) == 1)
+        session.published[0][1].set_exception(UnavailableError("lost"))
+        await chain.until(lambda: len(session.published) == 2)
+        assert sender._failures == {1: 1}
+        session.published[1][1].set_result(None)
+        await chain.until(lambda: not sender._in_flight)
+        assert sender._failures == {}
