@@ -68,7 +68,7 @@ class ReplyReader:
         if not self._depth and character != "{":
             return 0 if character.isspace() else 1
         self._text += character
-        if character == '"':
+        if character == '"' and self._text[-2:-1] != "\\":
             self._quoted = not self._quoted
         elif not self._quoted:
             self._depth += {"{": 1, "}": -1}.get(character, 0)

@@ -233,6 +233,12 @@ def test_facts_that_cannot_be_are_not_told() -> None:
     assert told(decoder, '{"fw":7,"bp":"82"}{"bp":101}{"bp":true}{"fw":"\\u0007"}') == []
 
 
+def test_a_name_may_have_braces_and_quotes() -> None:
+    reader = ReplyReader()
+    found = [reply for piece in pieces('{"hn":"a}{\\"b{","rc":0}{"rc":0}') for reply in reader.receive(piece)[0]]
+    assert found == [{"hn": 'a}{"b{', "rc": 0}, {"rc": 0}]
+
+
 def test_replies_that_are_none_are_bounded_and_counted() -> None:
     reader = ReplyReader()
     _, dropped = reader.receive(bytes((7,)) + b"xx}}{a}")
@@ -331,6 +337,21 @@ def test_a_damaged_counter_is_no_loss_of_minutes() -> None:
     (event,) = fed(decoder, [damaged])
     assert isinstance(event, Rejected)
     assert [each.index for each in of(fed(decoder, whole(10)), Samples)] == [120]
+
+
+def test_damage_now_and_then_is_no_restart() -> None:
+    decoder = started()
+    events: list[Event] = []
+    for counter in range(3 * STRANGERS_MAX):
+        events += fed(decoder, [*whole(counter), (EEG_UUIDS[1], eeg_packet(counter + 9000, 1), counter * PACKET_NS)])
+    assert len(of(events, Samples)) == 3 * STRANGERS_MAX
+
+
+def test_what_came_first_may_not_have_been_sent_first() -> None:
+    packets = [*whole(5, (0, 1)), *whole(4), *whole(5, (2, 3)), *whole(6)]
+    events = fed(started(), packets)
+    assert [(each.index, each.arrival_ns // PACKET_NS) for each in of(events, Samples)] == [(0, 4), (12, 5), (24, 6)]
+    assert not of(events, Rejected)
 
 
 def test_a_long_loss_is_believed_when_so_much_time_has_passed() -> None:

@@ -207,7 +207,7 @@ def test_an_unknown_tag_ends_its_packet_and_no_other() -> None:
     first, rejected, missing, second = events
     assert rejected == Rejected(5 + 10 + 5 + 28, "unknown tag 0xee")
     assert missing == Missing("eeg", 4, 4)
-    assert (first.index, second.index) == (0, 8)
+    assert [each.index for each in of([first, second], Samples)] == [0, 8]
 
 
 def test_an_unknown_first_tag_rejects_the_packet() -> None:
@@ -251,6 +251,15 @@ def test_a_loss_is_counted_however_often_the_block_counter_came_round(lost: int)
     events = fed(started(), [(n, three(n)) for n in sent])
     assert of(events, Missing) == [Missing("eeg", 480, 12 * lost)]
     assert [each.index for each in of(events, Samples)] == [4 * (3 * n + k) for n in sent for k in range(3)]
+
+
+def test_a_damaged_block_counter_is_no_loss() -> None:
+    damaged = packet(40, [eeg_block(120), (0x11, (121 + 90) % 256, eeg_block(7)[2]), eeg_block(122)])
+    sent = [(n, damaged if n == 40 else three(n)) for n in range(60)]
+    events = fed(started(), sent)
+    assert of(events, Missing) == [Missing("eeg", 484, 4)]
+    assert len(of(events, Rejected)) == 1
+    assert of(events, Samples)[-1].index == 4 * 179
 
 
 def test_the_packet_counter_wraps() -> None:
