@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
+import rich.table
+import rich.text  # noqa: F401
+
 from cloud_sync.registry.database import Connection, Database
 from gateway.errors import EXIT_OK
 from wardlink.terminal import show_rows

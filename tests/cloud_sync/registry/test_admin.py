@@ -38,7 +38,7 @@ async def test_unknown_names_list_what_exists(connection) -> None:
         (
             stream_admin.open_stream(connection, "CYTON-1", "smell"),
             "no signal type 'smell'",
-            "brain_state, ecg, eeg, ppg",
+            "brain_state, ecg, eeg",
         ),
         (
             admin.add_device(connection, "X", org="st-anna", device_type="toaster"),
