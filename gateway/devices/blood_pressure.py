@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from gateway.devices import gatt
-from gateway.devices.base import Event, Rejected, SignalSpec
+from gateway.devices.base import Event, NoValue, SignalSpec
 from gateway.devices.gatt_clock import MeasurementClock
 from gateway.devices.gatt_sensor import GattSensor, behind, names_of_bits, reading
 from gateway.links.base import Chunk
@@ -93,13 +93,13 @@ class BloodPressureDecoder(GattSensor):
         fields = gatt.Fields(chunk.data)
         measured = measurement(fields)
         if measured.faults:
-            return [Rejected(len(chunk.data), f"questionable: {', '.join(measured.faults)}")]
+            return [NoValue(len(chunk.data), f"questionable: {', '.join(measured.faults)}")]
         events = behind(fields)
         values = {"systolic_bp": measured.systolic, "diastolic_bp": measured.diastolic}
         if measured.pulse_rate is not None:
             out_of_range = PULSE_RANGES.get(measured.status >> PULSE_RANGE_SHIFT & 0b11)
             if out_of_range:
-                events.append(Rejected(_SFLOAT_BYTES, f"heart_rate: {out_of_range} the range of the cuff"))
+                events.append(NoValue(_SFLOAT_BYTES, f"heart_rate: {out_of_range} the range of the cuff"))
             else:
                 (values["heart_rate"],) = measured.pulse_rate
         measured_ns = self._clock.measured_ns(measured.stamp, chunk.arrival_ns)

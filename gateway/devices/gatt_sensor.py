@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from gateway.devices import gatt
-from gateway.devices.base import Event, Facts, Reading, Rejected, Streaming
+from gateway.devices.base import Event, Facts, NoValue, Reading, Rejected, Streaming
 from gateway.links.base import Chunk
 from gateway.samples import VITAL_SIGNS
 
@@ -22,7 +22,7 @@ LIMITS = {
     "temperature": (0.0, 50.0),
 }
 """Above the first and up to the second: what lies outside is no measurement of a human, but a wrong unit
-(a Fahrenheit called Celsius), a placeholder (0) or a damaged value."""
+(a Fahrenheit called Celsius) or a damaged value. 0 is what some sensors send for no value."""
 
 
 class GattSensor:
@@ -80,8 +80,8 @@ def reading(values: Mapping[str, float | None], byte_count: int, arrival_ns: int
     fields: dict[str, float] = {}
     for name, value in values.items():
         low, high = LIMITS[name]
-        if value is None:
-            events.append(Rejected(byte_count, f"{name}: the sensor has no value"))
+        if value is None or value == 0:
+            events.append(NoValue(byte_count, f"{name}: the sensor has no value"))
         elif low < value <= high:
             fields[name] = value
         else:

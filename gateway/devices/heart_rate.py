@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from gateway.devices import gatt
-from gateway.devices.base import Event, Reading, Rejected, SignalSpec
+from gateway.devices.base import Event, NoValue, Reading, Rejected, SignalSpec
 from gateway.devices.gatt_sensor import GattSensor, behind
 from gateway.links.base import Chunk
 from gateway.samples import NS_PER_S, VITAL_SIGNS
@@ -56,10 +56,10 @@ def measurement(chunk: Chunk) -> list[Event]:
         ticks = [fields.uint(2) for _ in range(fields.left // 2)]
     if rate == 0 and flags & _CONTACT == _CONTACT_LOST:
         # What a strap off the skin calls RR intervals are no heart beats.
-        return [Rejected(len(chunk.data), "no skin contact: heart rate 0")]
+        return [NoValue(len(chunk.data), "no skin contact: heart rate 0")]
     events = behind(fields)
     if rate == 0:
-        events.append(Rejected(rate_bytes, "heart rate 0: the strap found no rate"))
+        events.append(NoValue(rate_bytes, "heart rate 0: the strap found no rate"))
     return [*events, *_readings(rate, ticks, chunk.arrival_ns)]
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from gateway.devices import gatt
-from gateway.devices.base import Event, Rejected, SignalSpec
+from gateway.devices.base import Event, NoValue, SignalSpec
 from gateway.devices.gatt_clock import MeasurementClock
 from gateway.devices.gatt_sensor import GattSensor, behind, names_of_bits, reading
 from gateway.links.base import Chunk
@@ -144,7 +144,7 @@ class PulseOximeterDecoder(GattSensor):
 
 def _events(measured: Oximetry, fields: gatt.Fields, chunk: Chunk, measured_ns: int) -> list[Event]:
     if measured.faults:
-        return [Rejected(len(chunk.data), f"not to be trusted: {', '.join(measured.faults)}")]
+        return [NoValue(len(chunk.data), f"not to be trusted: {', '.join(measured.faults)}")]
     values = {"spo2": measured.spo2, "heart_rate": measured.pulse_rate}
     if measured.perfusion_index is not None:
         (values["perfusion_index"],) = measured.perfusion_index

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.devices import blood_pressure, gatt
-from gateway.devices.base import Decoder, Event, Reading, Rejected, Streaming
+from gateway.devices.base import Decoder, Event, NoValue, Reading, Rejected, Streaming
 from gateway.devices.blood_pressure import BloodPressure, BloodPressureDecoder
 from gateway.links.base import Chunk
 from gateway.samples import NS_PER_S
@@ -64,7 +64,7 @@ def test_the_decoder_follows_the_protocol() -> None:
 @pytest.mark.parametrize("bit", [0, 1, 5])
 def test_a_questionable_measurement_is_kept_out(bit: int) -> None:
     (event,) = received("10 8a00 5800 7800" + (1 << bit).to_bytes(2, "little").hex())
-    assert isinstance(event, Rejected)
+    assert isinstance(event, NoValue)
     assert event.reason == f"questionable: {blood_pressure.FAULTS[bit]}"
     assert event.byte_count == 9
 

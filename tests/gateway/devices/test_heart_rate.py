@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.devices import gatt
-from gateway.devices.base import Decoder, Event, Facts, Reading, Rejected, Streaming
+from gateway.devices.base import Decoder, Event, Facts, NoValue, Reading, Rejected, Streaming
 from gateway.devices.heart_rate import HeartRateDecoder
 from gateway.links.base import Chunk
 
@@ -75,7 +75,7 @@ def test_a_cut_measurement_is_rejected_whole(octets: str) -> None:
 @pytest.mark.parametrize("octets", ["04 00", "14 00 2004"])
 def test_contact_lost_gives_no_value_but_says_so(octets: str) -> None:
     (event,) = measured(octets)
-    assert isinstance(event, Rejected)
+    assert isinstance(event, NoValue)
     assert "contact" in event.reason
 
 

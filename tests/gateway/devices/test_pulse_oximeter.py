@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.devices import gatt, pulse_oximeter
-from gateway.devices.base import Decoder, Event, Facts, Reading, Rejected, Streaming
+from gateway.devices.base import Decoder, Event, Facts, NoValue, Reading, Rejected, Streaming
 from gateway.devices.pulse_oximeter import Oximetry, PulseOximeterDecoder
 from gateway.links.base import Chunk
 from gateway.samples import NS_PER_S
@@ -80,13 +80,13 @@ def test_what_only_warns_is_taken() -> None:
 @pytest.mark.parametrize("bit", sorted(pulse_oximeter.MEASUREMENT_FAULTS))
 def test_a_measurement_status_that_does_not_stand_by_it(bit: int) -> None:
     octets = "04 6200 4800" + (1 << bit).to_bytes(2, "little").hex()
-    assert received(octets) == [Rejected(7, f"not to be trusted: {pulse_oximeter.MEASUREMENT_FAULTS[bit]}")]
+    assert received(octets) == [NoValue(7, f"not to be trusted: {pulse_oximeter.MEASUREMENT_FAULTS[bit]}")]
 
 
 @pytest.mark.parametrize("bit", sorted(pulse_oximeter.SENSOR_FAULTS))
 def test_a_sensor_status_that_does_not_stand_by_it(bit: int) -> None:
     octets = "08 6200 4800" + (1 << bit).to_bytes(3, "little").hex()
-    assert received(octets) == [Rejected(8, f"not to be trusted: {pulse_oximeter.SENSOR_FAULTS[bit]}")]
+    assert received(octets) == [NoValue(8, f"not to be trusted: {pulse_oximeter.SENSOR_FAULTS[bit]}")]
 
 
 def test_the_fact_sheets_list_is_dropped() -> None:
@@ -99,7 +99,7 @@ def test_the_fact_sheets_list_is_dropped() -> None:
     [
         ("00 ff07 4800", {"heart_rate": 72.0}, ["spo2: the sensor has no value"]),
         ("00 6200 ff07", {"spo2": 98.0}, ["heart_rate: the sensor has no value"]),
-        ("00 6200 0000", {"spo2": 98.0}, ["heart_rate: 0 is not within 0 and 400"]),
+        ("00 6200 0000", {"spo2": 98.0}, ["heart_rate: the sensor has no value"]),
         ("00 6500 4800", {"heart_rate": 72.0}, ["spo2: 101 is not within 0 and 100"]),
         ("00 fe07 0208", None, ["spo2: inf is not within 0 and 100", "heart_rate: -inf is not within 0 and 400"]),
         ("10 6200 4800 ff07", {"spo2": 98.0, "heart_rate": 72.0}, ["perfusion_index: the sensor has no value"]),
