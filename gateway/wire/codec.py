@@ -311,7 +311,7 @@ def _decode_cbor(payload: bytes) -> Message:
             allow_duplicate_keys=False,
             strict_hashable_types=True,
         )
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+    except (cbor2.CBORError, ValueError, RecursionError) as error:
         raise MalformedError(f"payload is not CBOR: {reason(error)}") from None
     schema = _check_header(document)
     if schema != RAW:

@@ -31,13 +31,15 @@ class Authority:
         self._key = folder / "ca.key"
         self._openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
+            *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),  # Python 3.13 verifies strictly by RFC 5280
             *("-subj", f"/CN=test authority {folder.name}", "-keyout", str(self._key), "-out", str(self.ca)),
         )
 
     def issue(self, name: str, subject_alternative: str = "") -> tuple[Path, Path]:
         """Certificate and key of a server or client."""
         cert, key, request, extensions = (self._folder / f"{name}.{end}" for end in ("pem", "key", "csr", "ext"))
-        extensions.write_text(f"subjectAltName={subject_alternative}\n" if subject_alternative else "")
+        names = f"subjectAltName={subject_alternative}\n" if subject_alternative else ""
+        extensions.write_text(f"subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n{names}")
         self._openssl(
             *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}"),
             *("-keyout", str(key), "-out", str(request)),
