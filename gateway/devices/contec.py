@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gateway.devices.base import Event, Facts, Missing, Rejected, Samples, Send, SignalSpec, Streaming
-from gateway.devices.oximetry import HEART_RATE, PERFUSION_INDEX, PLETH, PPG, SPO2, Pace
+from gateway.devices.oximetry import HEART_RATE, PERFUSION_INDEX, PLETH, PLETH_SCALES, PPG, SPO2, Pace
 from gateway.errors import DeviceError
 from gateway.links.base import Chunk
 from gateway.samples import NS_PER_S, QUALITY, VITAL_SIGNS, Column
@@ -101,7 +101,7 @@ class _ContecDecoder:
                 PLETH: np.array(self._pleth, np.int32),
                 QUALITY: np.array(self._bad, np.int64),
             }
-            events.append(Samples(PPG, self._first_index, columns, arrival_ns))
+            events.append(Samples(PPG, self._first_index, columns, arrival_ns, PLETH_SCALES))
             self._pleth, self._bad = [], []
 
     def _tear(self, count: int, events: list[Event]) -> None:

@@ -255,6 +255,7 @@ class AuxTrack:
         channels = AUX_CHANNELS[mode]
         scale = ANALOG_FULL_SCALE if mode == "analog" else None
         self.spec = SignalSpec(AUX, float(PACKETS_PER_S), channels, ("1",) * len(channels), full_scale=scale)
+        self._scales = dict.fromkeys(channels, 1.0)
         self._analog = mode == "analog"
 
     def take(self, run: Run) -> list[Event]:
@@ -270,7 +271,7 @@ class AuxTrack:
         columns: dict[str, Column] = {name: table[:, column].copy() for column, name in enumerate(self.spec.channels)}
         columns[QUALITY] = other * np.int64((1 << len(self.spec.channels)) - 1)
         lost: list[Event] = [Missing(AUX, run.index - run.lost, run.lost)] if run.lost else []
-        return [*lost, Samples(AUX, run.index, columns, run.arrival_ns)]
+        return [*lost, Samples(AUX, run.index, columns, run.arrival_ns, self._scales)]
 
     def finish(self) -> list[Event]:
         """Nothing is held."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from gateway.devices.base import Event, Facts, Missing, NoValue, Reading, Rejected, Samples, Send, SignalSpec, Streaming
 from gateway.devices.lateness import HiddenLoss
-from gateway.devices.oximetry import HEART_RATE, PLETH, PPG, SPO2
+from gateway.devices.oximetry import HEART_RATE, PLETH, PLETH_SCALES, PPG, SPO2
 from gateway.errors import DeviceError
 from gateway.links.base import Chunk
 from gateway.samples import NS_PER_S, QUALITY, VITAL_SIGNS, Column
@@ -216,7 +216,7 @@ class NoninDecoder:
                 pleth = np.array([frame.pleth for frame in part], dtype=np.int32)
                 bad = np.array([bool(frame.status & _UNUSABLE) for frame in part], dtype=np.int64)
                 columns: dict[str, Column] = {PLETH: pleth, QUALITY: bad}
-                events.append(Samples(PPG, self._next_index, columns, part[-1].arrival_ns))
+                events.append(Samples(PPG, self._next_index, columns, part[-1].arrival_ns, PLETH_SCALES))
                 self._next_index += len(part)
             if packet.lost:
                 events.append(Missing(PPG, self._next_index, packet.lost))

@@ -10,6 +10,8 @@ from gateway.samples import VITAL_SIGNS
 PPG = "ppg"
 PLETH = "pleth"
 """The one channel of an oximeter's plethysmogram."""
+PLETH_SCALES = {PLETH: 1.0}
+"""A pleth has no unit: its counts are its values."""
 HEART_RATE = "heart_rate"
 SPO2 = "spo2"
 PERFUSION_INDEX = "perfusion_index"

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.signal import firwin, resample_poly, welch
 
+from gateway import recording_files
 from gateway.devices.cyton import DEFAULT_ELECTRODES, microvolts_per_count
 from gateway.errors import ConfigError
-from gateway.virtual import recordings
 from gateway.virtual.recordings import CYTON_MONTAGE, Recording, fit_to_cyton, load_recording, resample
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
@@ -179,13 +179,13 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_too_large_a_file(written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordings, "FILE_BYTES_MAX", 10)
+    monkeypatch.setattr(recording_files, "FILE_BYTES_MAX", 10)
     with pytest.raises(ConfigError, match="expected at most 10"):
         load_recording(written(GUI_HEAD))
 
 
 def test_too_many_rows(written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordings, "ROWS_MAX", 2)
+    monkeypatch.setattr(recording_files, "ROWS_MAX", 2)
     with pytest.raises(ConfigError, match="line 8: expected at most 2 rows"):
         load_recording(written(GUI_HEAD + GUI_NAMES + "0,1,2,0,0,0,0\n" * 3))
 
