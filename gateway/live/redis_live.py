@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.errors import ConfigError
@@ -25,6 +27,8 @@ TIMEOUT_S = 2.0
 RETRY_S = 5.0
 SYNTERGIC_COHERENCE_MIN = 0.8
 SYNTERGIC_ALPHA_MIN = 0.6
+_NO_LOOKUP: dict[str, Any] = {"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_version": ""}
+"""redis-py would read its own version from the disk for every connection, in the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class RedisLive:
                 socket_timeout=TIMEOUT_S,
                 socket_connect_timeout=TIMEOUT_S,
                 decode_responses=True,
+                retry=Retry(NoBackoff(), 0),  # a state is old before the library would give up
+                **_NO_LOOKUP,
             )
         except ValueError as error:
             raise ConfigError(f"live.redis.url: {error}", hint="expected redis://, rediss:// or unix://") from None
