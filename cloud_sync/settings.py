@@ -93,7 +93,7 @@ class Settings(Section, frozen=True):
 
 def load(path: Path = DEFAULT_PATH) -> Settings:
     """Read the files and check everything that needs no credential and opens nothing. Raises `ConfigError`."""
-    settings = config.load(path, Settings)
+    settings = config.load(path, Settings, fragments=False)
     if not Path(settings.bridge.state_dir).is_absolute():
         raise config.problem(path, "bridge.state_dir", "expected an absolute path")
     tls = settings.mqtt.tls

@@ -18,7 +18,19 @@ from tenacity.wait import wait_base, wait_random_exponential
 
 from gateway.assembly import Emit, RawAssembler, ReadingAssembler
 from gateway.clock import HostClock
-from gateway.devices.base import Decoder, Event, Facts, Missing, Reading, Rejected, Samples, Send, Streaming
+from gateway.devices.base import (
+    Decoder,
+    Event,
+    Facts,
+    Missing,
+    NoValue,
+    Reading,
+    Rejected,
+    Samples,
+    Send,
+    Streaming,
+    finish,
+)
 from gateway.devices.registry import Driver
 from gateway.errors import UnavailableError, WardlinkError
 from gateway.links.base import Chunk, Link
@@ -150,6 +162,9 @@ class Acquisition:
                 f"no data from {link.name} for {timeout_s:g} s", hint="is the device on, charged and in reach?"
             ) from None
         finally:
+            for event in finish(decoder):
+                if isinstance(event, Samples | Missing | Reading):
+                    segment.take(event)
             segment.finish()
 
     async def _handle(self, events: Sequence[Event], link: Link, segment: Segment) -> bool:
@@ -168,7 +183,7 @@ class Acquisition:
                 case _:
                     segment.take(event)
         segment.flush_readings()
-        return any(isinstance(event, Samples | Reading) for event in events)
+        return any(isinstance(event, Samples | Reading | NoValue) for event in events)
 
     def _emit(self, content: SampleBlock | LossRecord) -> None:
         if isinstance(content, SampleBlock):

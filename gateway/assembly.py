@@ -30,7 +30,7 @@ from gateway.samples import (
     SampleBlock,
 )
 from gateway.signal.features import FeatureEngine, Features
-from gateway.signal.quality import COUNTS_24_BIT, quality_bits, railed
+from gateway.signal.quality import COUNTS_24_BIT, quality_bits, railed, unusable
 
 Emit = Callable[[SampleBlock | LossRecord], None]
 
@@ -152,7 +152,7 @@ class RawAssembler:
         count = parts[-1].index + len(parts[-1]) - first
         names = self._spec.channels
         columns: dict[str, Column] = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
-        columns[QUALITY] = quality_bits(_railed(columns, self._spec))
+        columns[QUALITY] = np.concatenate([quality_bits(_unusable(part, self._spec)) for part in parts])
         start_ns = self._host.utc_ns(line.at(first))
         times_ns = start_ns + line.period_ns * np.arange(count, dtype=np.int64)
         stamp = self._host.stamp
@@ -216,7 +216,7 @@ class StateAssembler:
     def push(self, part: Samples, line: TimeLine) -> None:
         """Take the next samples, whose times lie on this line."""
         uv = np.stack([_physical(part, name) for name in self._spec.channels], axis=1)
-        bad = _railed(part.columns, self._spec)
+        bad = _unusable(part, self._spec)
         # the window ends with the last sample before the grid point: up to a period too early
         self._line_error_ns = line.error_ns + line.period_ns
         start_ns = self._host.utc_ns(line.at(part.index))
@@ -321,10 +321,16 @@ def _physical(part: Samples, name: str) -> NDArray[np.float64]:
     return part.columns[name].astype(np.float64) * part.scales.get(name, 1.0)
 
 
-def _railed(columns: Mapping[str, Column], spec: SignalSpec) -> NDArray[np.bool_]:
-    """Bool (n, channels). Physical values have no rails that could be seen."""
-    channels = [columns[name] for name in spec.channels]
-    if not all(np.issubdtype(column.dtype, np.integer) for column in channels):
-        return np.zeros((len(channels[0]), len(channels)), dtype=np.bool_)
-    counts = np.stack([column.astype(np.int64, copy=False) for column in channels], axis=1)
-    return railed(counts, spec.full_scale or COUNTS_24_BIT)
+def _unusable(part: Samples, spec: SignalSpec) -> NDArray[np.bool_]:
+    """Bool (n, channels): what the decoder says is not usable, and what stands at an end of the converter's range.
+
+    Physical values have no rails that could be seen.
+    """
+    channels = [part.columns[name] for name in spec.channels]
+    bad = np.zeros((len(part), len(channels)), dtype=np.bool_)
+    if all(np.issubdtype(column.dtype, np.integer) for column in channels):
+        counts = np.stack([column.astype(np.int64, copy=False) for column in channels], axis=1)
+        bad = railed(counts, spec.full_scale or COUNTS_24_BIT)
+    if QUALITY in part.columns:
+        bad |= unusable(part.columns[QUALITY].astype(np.int64), len(channels))
+    return bad
