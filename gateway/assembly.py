@@ -255,9 +255,7 @@ class StateAssembler:
     def _step(self) -> None:
         assert self._due_ns is not None
         state = self._engine.step()
-        if state is None or math.isnan(state.alpha):
-            self.flush()  # a block has no gap inside
-        else:
+        if state is not None and not math.isnan(state.alpha):
             self._times.append(self._due_ns)
             self._rows.append(astuple(state))
             self._stamp = _worse(self._stamp, self._host.stamp, self._line_error_ns)

@@ -205,6 +205,7 @@ def test_samples_wrongly_counted_as_lost_are_taken_back_from_the_axis() -> None:
     true = np.array([device.true_ns(index if index <= 40 * 250 + 20 else index - 256) for index in axis.indexes])
     late_ns = np.array(axis.stated_ns) - true
     assert np.abs(late_ns[at_s > 45]).max() < 30 * MS
+    assert np.array(axis.bounds_ns)[at_s > 65].max() < 30 * MS
     assert rms_ms(late_ns[at_s > 60]) < 1.0
 
 
