@@ -41,7 +41,7 @@ from gateway.wire.messages import DeviceMeta, SignalMeta
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S_MAX = 5.0
+BACKOFF_S_MAX = 3.0
 """Longest pause between two attempts: whoever plugs a device in is not kept waiting."""
 STEADY_S = 10.0
 """A connection that gave data for so long was a good one: the next failure starts the back-off anew."""
@@ -99,7 +99,7 @@ class Acquisition:
         self._wait = wait or wait_random_exponential(multiplier=0.25, max=BACKOFF_S_MAX)
         signals = [
             SignalMeta(signal=spec.signal, channels=list(spec.channels), units=list(spec.units), rate_hz=spec.rate_hz)
-            for spec in driver.decoder(device.channels).signals
+            for spec in driver.decoder(device.options).signals
         ]
         self._birth = DeviceMeta(
             v=1, schema="meta", gateway=gateway, device=device.serial, driver=device.driver, signals=signals
@@ -138,7 +138,7 @@ class Acquisition:
 
     async def _read(self, link: Link) -> None:
         """Read until the link is lost or the data stops. What was complete by then is given out."""
-        decoder = self._driver.decoder(self.device.channels)
+        decoder = self._driver.decoder(self.device.options)
         segment = Segment(
             self.device, decoder, self.condition.segments, self._host, self._outputs, self._emit, self._newest_ns
         )

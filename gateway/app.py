@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gateway import config, settings
 from gateway.acquisition import Acquisition, Outputs, State
 from gateway.clock import HostClock
-from gateway.devices.registry import DRIVERS, LinkKind
+from gateway.devices.registry import DRIVERS, SerialLine
 from gateway.errors import DamagedError
 from gateway.links.base import Link
 from gateway.service import Service, install_signals
@@ -179,13 +179,13 @@ def make_store(chosen: Settings, *, read_only: bool = False) -> Store:
 
 def link_maker(device: Device) -> Callable[[], Link]:
     """What makes a new link to a device for every connection; the libraries are loaded only where needed."""
-    driver = DRIVERS[device.driver]
-    if driver.link is LinkKind.SERIAL:
+    line = DRIVERS[device.driver].line
+    if isinstance(line, SerialLine):
         from gateway.links.serial_port import SerialLink  # noqa: PLC0415
 
         assert device.port is not None
-        return partial(SerialLink, device.port, driver.baud_rate)
+        return partial(SerialLink, device.port, line.baud_rate, parity=line.parity, flow_control=line.flow_control)
     from gateway.links.ble import BleLink  # noqa: PLC0415
 
     assert device.address is not None
-    return partial(BleLink, device.address.upper(), driver.notify, driver.read)
+    return partial(BleLink, device.address.upper(), line.notify, line.read)

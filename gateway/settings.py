@@ -101,6 +101,8 @@ class Device(Section, frozen=True):
     """BLE devices: the Bluetooth address."""
     channels: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=256)] | None = None
     """Electrode names in the order of the device's inputs."""
+    auxiliary: Literal["acceleration", "analog", "digital"] | None = None
+    """Cyton only: a further signal from its auxiliary bytes."""
     brain_state: bool = True
     """EEG only: compute features."""
     raw: bool = True
@@ -108,6 +110,11 @@ class Device(Section, frozen=True):
     user_id: Uuid | None = None
     """Whose live state this is (a UUID, no name)."""
     session_id: Uuid | None = None
+
+    @property
+    def options(self) -> registry.Options:
+        """What the driver is to know of it."""
+        return registry.Options(self.channels, self.auxiliary)
 
 
 class Settings(Section, frozen=True):

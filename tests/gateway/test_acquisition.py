@@ -212,7 +212,7 @@ async def start(plug: Plug) -> AsyncIterator[Start]:
     def begin(driver: Driver = CYTON, *, port: str = "", wait: wait_base | None = None, **more: Any) -> Reader:
         device = Device(driver="cyton", serial="CYTON-1", port=port or str(plug.path), **more)
         assert device.port is not None
-        reader = start_reader(device, driver, lambda: SerialLink(device.port or "", driver.baud_rate), wait)
+        reader = start_reader(device, driver, lambda: SerialLink(device.port or "", 115_200), wait)
         readers.append(reader)
         return reader
 
