@@ -272,7 +272,6 @@ class Outbox:
 
     def _give_up(self, rows: Sequence[Held], cause: LossCause) -> None:
         """These rows go with the next step, and the records of their loss come with it."""
-        self.empty.clear()
         named = [held for held in rows if retention.is_named(held)]
         if len(named) < len(rows):
             log.error("of %d rows that are given up not even the stream is readable", len(rows) - len(named))

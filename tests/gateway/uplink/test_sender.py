@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -246,15 +247,23 @@ async def test_with_too_much_to_remember_the_backlog_waits_and_nothing_is_forgot
 ) -> None:
     monkeypatch.setattr(sender_module, "UNRECEIPTED_MAX", 5)
     await filled(chain, 30)
-    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=4) as uplink:
+    async with (
+        chain.cloud() as cloud,
+        chain.outbox() as outbox,
+        chain.uplink(outbox, window=4, resend_after_s=0.1) as uplink,
+    ):
         await chain.until(lambda: len(cloud.blocks) >= 5 and not uplink.sender._in_flight)
-        assert len(cloud.counts()) < 10
+        for _ in range(50):
+            uplink.sender.wake()
+            await asyncio.sleep(0.001)
+        assert 5 <= len(cloud.blocks) < 5 + 4
         for at in range(30, 36):
             outbox.append(chain.block(at=at))
         await chain.until(lambda: set(range(30, 36)) <= set(cloud.counts()))
         assert len(uplink.sender._sent_at) == 5
+        cloud.got.clear()  # all of this is lost behind the broker, remembered or not
         cloud.receipting = True
-        await cloud.receipt(outbox.epoch, [(number, number) for number in cloud.counts()])
+        await cloud.present(online=True)
         await asyncio.wait_for(outbox.empty.wait(), 20)
     assert set(cloud.counts()) == set(range(36))
 
@@ -315,8 +324,10 @@ class Scripted:
         self.connected.set()
         self.published: list[tuple[Outbound, asyncio.Future[None]]] = []
         self.declines = False
+        self.on_publish: Callable[[], None] = lambda: None
 
     def publish(self, message: Outbound) -> asyncio.Future[None]:
+        self.on_publish()
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.published.append((message, answer))
         if self.declines:
@@ -381,6 +392,31 @@ async def test_a_lost_connection_gives_everything_unacknowledged_back_at_once(ch
             codec.decode(message.payload, message.content_type).identity.sequence for message, _ in session.published
         ]
         assert sequences == [0, 2, 3, 4, 5]
+
+
+async def test_live_data_goes_before_the_rest_of_a_backlog_in_many_pieces(chain: Any) -> None:
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session, window_messages=100) as sender:
+        for at in range(40):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(session.published) == 40)
+        for _, answer in session.published:
+            answer.set_result(None)
+        await chain.until(lambda: not sender._in_flight)
+        live: list[asyncio.Task[None]] = []
+
+        def append_live() -> None:
+            if not live:
+                outbox.append(chain.block("STRAP", "vital_signs", n=1))
+                live.append(asyncio.create_task(outbox.commit()))
+
+        session.on_publish = append_live
+        sender._lanes.put_back(range(2, 41, 2))
+        sender.wake()
+        await chain.until(lambda: len(session.published) == 40 + 20 + 1)
+        order = [topics.parse(message.topic).device for message, _ in session.published[40:]]
+        assert order.index("STRAP") < 10
+        await live[0]
 
 
 async def test_a_broker_that_declines_everything_is_not_asked_in_circles(chain: Any) -> None:

@@ -221,24 +221,40 @@ async def test_garbage_where_receipts_come_is_logged_and_harmless(chain: Any, ca
         assert all(record.exc_info is None for record in problems)
 
 
-async def test_a_flood_of_garbage_is_left_with_the_broker_and_read_in_the_end(
+class Troubled:
+    """A real store of which calls fail so often."""
+
+    def __init__(self, chain: Any, **failures: int) -> None:
+        self.store = chain.store()
+        self.failures = failures
+
+    def __getattr__(self, name: str) -> Any:
+        if self.failures.get(name):
+            self.failures[name] -= 1
+            raise UnavailableError("the disk does not answer")
+        return getattr(self.store, name)
+
+
+async def test_a_flood_of_receipts_that_the_disk_cannot_take_stays_with_the_broker(
     chain: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(uplink_module, "RECEIPTS_BYTES_MAX", 100_000)
+    monkeypatch.setattr(uplink_module, "DISK_RETRY_S", 0.01)
     caplog.set_level(logging.CRITICAL)
-    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox) as uplink:
+    store = Troubled(chain, remove=10**9)
+    async with chain.cloud() as cloud, chain.outbox(store) as outbox, chain.uplink(outbox) as uplink:
         outbox.append(chain.block())
         await chain.until(lambda: cloud.blocks)
-        flood = [
-            cloud.session.publish(cloud.receipt_message([CommittedRanges("D", "eeg", "e" * 80, [(0, 0)] * 3000)]))
-            for _ in range(300)
-        ]
-        held: list[int] = []
-        while uplink.session._intake._bytes or not all(answer.done() for answer in flood):
-            held.append(uplink.session._intake._bytes)
-            await asyncio.sleep(0.001)
-        assert max(held) < 200_000
+        message = cloud.receipt_message([CommittedRanges("DEV", "eeg", outbox.epoch, [(7, 7)] * 3000)])
+        fit = 1 + 100_000 // len(message.payload)
+        flood = [cloud.session.publish(message) for _ in range(300)]
+        await asyncio.wait_for(asyncio.gather(*flood), SECONDS_MAX)
         await cloud.receipt(outbox.epoch, [(0, 0)])
+        await chain.until(lambda: uplink._inbox.qsize() >= fit - 1)
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+            assert uplink._inbox.qsize() <= fit + 1
+        store.failures["remove"] = 0
         await asyncio.wait_for(outbox.empty.wait(), SECONDS_MAX)
 
 
@@ -246,19 +262,7 @@ async def test_a_disk_that_does_not_answer_delays_receipts_and_requests_but_ends
     chain: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(uplink_module, "DISK_RETRY_S", 0.01)
-
-    class Troubled:
-        def __init__(self) -> None:
-            self.store = chain.store()
-            self.failures = {"remove": 3, "held": 3}
-
-        def __getattr__(self, name: str) -> Any:
-            if self.failures.get(name):
-                self.failures[name] -= 1
-                raise UnavailableError("the disk does not answer")
-            return getattr(self.store, name)
-
-    store = Troubled()
+    store = Troubled(chain, remove=3, held=3)
     async with chain.cloud(present=True) as cloud, chain.outbox(store) as outbox:
         outbox.append(chain.block())
         await outbox.commit()
