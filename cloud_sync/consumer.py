@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
@@ -21,6 +20,7 @@ from cloud_sync.delivery import Delivery, read
 from cloud_sync.ingest import Ingest, Intake, Outcome
 from gateway.errors import UnavailableError, WardlinkError
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
+from gateway.service import VERSION
 from gateway.wire import control, topics
 from gateway.wire.messages import Receipt, Status
 
@@ -52,17 +52,6 @@ _ABOUT_ONE_MESSAGE = (
 )
 """What the content of a message can cause, foreseen or not: it is rejected alone and the others go on. Whatever else
 goes wrong (no memory, no descriptors) ends the service, and all that is not acknowledged comes again."""
-
-
-def _version() -> str:
-    try:
-        return version("wardlink")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return ""
-
-
-_VERSION = _version()
-"""Read from the disk, so not in the event loop."""
 
 
 def subscriptions() -> tuple[str, ...]:
@@ -160,7 +149,7 @@ class Consumer:
 
     def _status(self, *, online: bool) -> Outbound:
         since = time.time_ns() if online else None
-        status = Status(v=1, schema="status", name=self._bridge, online=online, version=_VERSION, since=since)
+        status = Status(v=1, schema="status", name=self._bridge, online=online, version=VERSION, since=since)
         payload = control.encode(status)
         return Outbound(
             topics.bridge_status(self._bridge),

@@ -13,15 +13,16 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from cloud_sync.registry.database import describe
+from gateway import broker as mqtt_broker
 from gateway import config
 from gateway.config import Section
 from gateway.errors import ConfigError
-from gateway.mqtt import Broker, Tls
+from gateway.mqtt import Broker
 from gateway.wire.topics import NAME_PATTERN
 
 DEFAULT_PATH = Path("/etc/wardlink/cloud.toml")
-MQTT_PASSWORD = "mqtt-password"  # noqa: S105 - names of credentials, not their values
-INFLUX_TOKEN = "influx-token"  # noqa: S105
+MQTT_PASSWORD = mqtt_broker.PASSWORD
+INFLUX_TOKEN = "influx-token"  # noqa: S105 - names of credentials, not their values
 INFLUX_PASSWORD = "influx-password"  # noqa: S105
 POSTGRES_PASSWORD = "postgres-password"  # noqa: S105
 
@@ -39,21 +40,10 @@ class Bridge(Section, frozen=True):
     """Holds the lock that keeps a second bridge of the same id off; no data."""
 
 
-class TlsFiles(Section, frozen=True):
-    """PEM files; without `ca_file` the system's authorities are trusted."""
+class Mqtt(mqtt_broker.Mqtt, frozen=True):
+    """The broker, which is often on the bridge's own machine."""
 
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-
-
-class Mqtt(Section, frozen=True):
-    """The broker. TLS is on, and its certificate verified, unless `tls = false` says otherwise."""
-
-    host: Text = "localhost"
-    port: Port = 8883
-    username: Text | None = None
-    tls: bool | TlsFiles = True
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "localhost"
 
 
 class Influx(Section, frozen=True):
@@ -96,9 +86,7 @@ def load(path: Path = DEFAULT_PATH) -> Settings:
     settings = config.load(path, Settings, fragments=False)
     if not Path(settings.bridge.state_dir).is_absolute():
         raise config.problem(path, "bridge.state_dir", "expected an absolute path")
-    tls = settings.mqtt.tls
-    if isinstance(tls, TlsFiles) and (tls.cert_file is None) != (tls.key_file is None):
-        raise config.problem(path, "mqtt.tls", "cert_file and key_file belong together")
+    mqtt_broker.check(path, settings.mqtt)
     _check_influx(path, settings.influx)
     _check_postgres(path, settings.postgres)
     return settings
@@ -113,15 +101,7 @@ def check(settings: Settings) -> None:
 
 def broker(settings: Settings) -> Broker:
     """The broker with the credential that belongs to it. Raises `ConfigError` where that is missing."""
-    mqtt = settings.mqtt
-    password = None
-    if mqtt.username is not None:
-        password = config.required_secret(MQTT_PASSWORD, f"mqtt.username {mqtt.username!r}")
-    tls = None
-    if mqtt.tls:
-        files = mqtt.tls if isinstance(mqtt.tls, TlsFiles) else TlsFiles()
-        tls = Tls(*(Path(name) if name else None for name in (files.ca_file, files.cert_file, files.key_file)))
-    return Broker(mqtt.host, mqtt.port, f"wardlink-bridge-{settings.bridge.id}", mqtt.username, password, tls)
+    return mqtt_broker.broker(settings.mqtt, f"wardlink-bridge-{settings.bridge.id}")
 
 
 def influx_secret(settings: Settings) -> str | None:

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 US_PER_S: Final = 1_000_000
@@ -28,6 +29,17 @@ JOURNAL_FORMAT: Final = "%(name)s: %(message)s"
 NEEDS: Final = "systemd-python is not installed (pip install 'wardlink[systemd]')"
 
 log = logging.getLogger(__name__)
+
+
+def _version() -> str:
+    try:
+        return version("wardlink")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return ""
+
+
+VERSION: Final = _version()
+"""Of the installed wardlink. Read here, once: it is read from the disk, so not in an event loop."""
 
 
 class Service:

@@ -9,24 +9,23 @@ from urllib.parse import parse_qs, urlsplit
 
 from msgspec import Meta
 
+from gateway import broker as mqtt_broker
 from gateway import config
+from gateway.broker import Mqtt
 from gateway.config import Section
 from gateway.devices import registry
-from gateway.mqtt import Broker, Tls
+from gateway.mqtt import Broker
 from gateway.samples import QUALITY
 from gateway.wire.topics import NAME_PATTERN, NAME_RULE
 
 DEFAULT_PATH = Path("/etc/wardlink/gateway.toml")
-MQTT_PASSWORD = "mqtt-password"  # noqa: S105 - the credential's name, not its value
-REDIS_PASSWORD = "redis-password"  # noqa: S105
+MQTT_PASSWORD = mqtt_broker.PASSWORD
+REDIS_PASSWORD = "redis-password"  # noqa: S105 - the credential's name, not its value
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Port = Annotated[int, Meta(ge=1, le=65_535)]
 _UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$(?!\n)"
 Uuid = Annotated[str, Meta(pattern=_UUID, description="a UUID, as 6b1f5f0e-6f3a-4b1e-9c50-0d9c5a3c7a11")]
-_HOST = re.compile(r"([A-Za-z0-9_](\.?[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:]+(%\w+)?)")
-"""A name, an IPv4 or an IPv6 address: no scheme, port or path."""
 _BLUETOOTH_ADDRESS = re.compile(r"([0-9A-F]{2}:){5}[0-9A-F]{2}")
 
 
@@ -35,23 +34,6 @@ class Gateway(Section, frozen=True):
 
     id: Name
     state_dir: str = "/var/lib/wardlink-gateway"
-
-
-class TlsFiles(Section, frozen=True):
-    """PEM files; without `ca_file` the system's authorities are trusted."""
-
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-
-
-class Mqtt(Section, frozen=True):
-    """The broker. TLS is on, and its certificate verified, unless `tls = false` says otherwise."""
-
-    host: Annotated[str, Meta(min_length=1)]
-    port: Port = 8883
-    username: str | None = None
-    tls: bool | TlsFiles = True
 
 
 class Spool(Section, frozen=True):
@@ -138,7 +120,7 @@ def load(path: Path) -> Settings:
     settings = config.load(path, Settings)
     if not Path(settings.gateway.state_dir).is_absolute():
         raise config.problem(path, "gateway.state_dir", "expected an absolute path", hint="it begins with /")
-    _check_mqtt(path, settings.mqtt)
+    mqtt_broker.check(path, settings.mqtt)
     _check_spool(path, settings.spool)
     if settings.live.redis is not None:
         _check_redis_url(path, "live.redis.url", settings.live.redis.url)
@@ -166,28 +148,7 @@ def warnings(settings: Settings) -> list[str]:
 
 def broker(settings: Settings) -> Broker:
     """The broker with the credential that belongs to it. Raises `ConfigError` where that is missing."""
-    mqtt = settings.mqtt
-    password = None
-    if mqtt.username is not None:
-        password = config.required_secret(MQTT_PASSWORD, f"mqtt.username {mqtt.username!r}")
-    files = mqtt.tls if isinstance(mqtt.tls, TlsFiles) else TlsFiles()
-    tls = None
-    if mqtt.tls:
-        tls = Tls(*(Path(name) if name else None for name in (files.ca_file, files.cert_file, files.key_file)))
-    return Broker(mqtt.host, mqtt.port, f"wardlink-{settings.gateway.id}", mqtt.username, password, tls)
-
-
-def _check_mqtt(path: Path, mqtt: Mqtt) -> None:
-    if not _HOST.fullmatch(mqtt.host):
-        raise config.problem(
-            path, "mqtt.host", f"{mqtt.host!r} is no host name or address", hint="the port has a key of its own"
-        )
-    tls = mqtt.tls
-    if isinstance(tls, TlsFiles) and (tls.cert_file is None) != (tls.key_file is None):
-        missing = "cert_file" if tls.cert_file is None else "key_file"
-        raise config.problem(
-            path, "mqtt.tls", "cert_file and key_file belong together", hint=f"mqtt.tls.{missing} is missing"
-        )
+    return mqtt_broker.broker(settings.mqtt, f"wardlink-{settings.gateway.id}")
 
 
 def _check_spool(path: Path, spool: Spool) -> None:

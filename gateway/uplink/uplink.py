@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 from gateway.errors import UnavailableError, WireError
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
+from gateway.service import VERSION
 from gateway.spool.outbox import Outbox
 from gateway.uplink.sender import Sender
 from gateway.wire import control, topics
@@ -18,16 +18,6 @@ from gateway.wire.topics import TopicKind
 
 log = logging.getLogger(__name__)
 
-
-def _version() -> str:
-    try:
-        return version("wardlink")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return ""
-
-
-_VERSION = _version()
-"""Read from the disk, so not in the event loop."""
 
 RECEIPTS_MAX = 1000
 """Receipts that wait for the disk; the broker keeps the others."""
@@ -101,7 +91,7 @@ class Uplink:
 
     def _status(self, *, online: bool) -> Status:
         since = time.time_ns() if online else None
-        return Status(v=1, schema="status", name=self._gateway, online=online, version=_VERSION, since=since)
+        return Status(v=1, schema="status", name=self._gateway, online=online, version=VERSION, since=since)
 
     def _publish(self, message: Outbound) -> None:
         try:

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from gateway import settings
+from gateway.broker import TlsFiles
 from gateway.devices.cyton import DEFAULT_ELECTRODES
 from gateway.errors import EXIT_CONFIG, ConfigError
 from gateway.mqtt import Tls
-from gateway.settings import Device, LiveRedis, Settings, TlsFiles
+from gateway.settings import Device, LiveRedis, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "systemd" / "gateway.toml.example"
 UNIT = EXAMPLE.with_name("wardlink-gateway.service")
