@@ -181,9 +181,9 @@ def test_ctrl_c_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "wardlink", *words], stdout=write, stderr=subprocess.PIPE, check=False, cwd=ROOT
-    )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "wardlink", *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, cwd=ROOT, env=buffered)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -136,7 +136,9 @@ async def fill(store: Store) -> str:
 
 def test_spool_status_counts_what_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_config(tmp_path, 'host = "broker"')
-    epoch = asyncio.run(fill(SqliteStore(tmp_path / "state" / "outbox.db")))
+    outbox = tmp_path / "state" / "outbox.db"
+    epoch = asyncio.run(fill(SqliteStore(outbox)))
+    outbox.chmod(0o640)
     assert cli.main(["gateway", "spool", "status", "--config", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["epoch"], said["waiting"]) == (epoch, 3)
@@ -148,6 +150,7 @@ def test_spool_status_counts_what_waits(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["gateway", "spool", "status", "--config", str(path)]) == 0
     out = capsys.readouterr().out
     assert f"epoch {epoch}" in out
+    assert outbox.stat().st_mode & 0o777 == 0o640, "who only looks changes nothing"
     assert "STRAP-1" in out
     assert f"3 blocks, {said['bytes']} bytes waiting for their receipt" in out
 
