@@ -9,18 +9,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from gateway.devices import packets as bits
+from gateway.devices.packets import Counts
 
 PACKETS_PER_S = 250
 """What the radio sends, with and without a Daisy."""
-CHANNELS_PER_PACKET = 8
-COUNTER_PERIOD = 256
+CHANNELS_PER_PACKET = bits.CYTON_CHANNELS
+COUNTER_PERIOD = bits.COUNTER_PERIOD
 """The sample number is one byte."""
 
-PACKET_BYTES = 33
-PACKET_START = 0xA0
-STOP_BYTES = frozenset(range(0xC0, 0xC7))
+PACKET_BYTES = bits.CYTON_BYTES
 STOP_ACCELERATION = 0xC0
 STOP_RAW = 0xC1
 
@@ -71,14 +69,9 @@ def auxiliary(packet: bytes) -> Auxiliary:
     return Auxiliary()
 
 
-def channel_counts(packets: Sequence[bytes]) -> NDArray[np.int32]:
+def channel_counts(packets: Sequence[bytes]) -> Counts:
     """int32 (8, n): the 24-bit big-endian two's complement values of n packets."""
-    frames = np.frombuffer(b"".join(packets), dtype=np.uint8).reshape(-1, PACKET_BYTES)
-    octets = frames[:, 2:26].reshape(-1, CHANNELS_PER_PACKET, 3).transpose(2, 1, 0).astype(np.int32)
-    counts: NDArray[np.int32] = octets[0] << 16 | octets[1] << 8 | octets[2]
-    counts ^= 0x800000
-    counts -= 0x800000
-    return counts
+    return bits.channel_counts(b"".join(packets))
 
 
 class PacketCutter:
@@ -91,23 +84,14 @@ class PacketCutter:
     def cut(self, data: bytes) -> tuple[list[bytes], bytes]:
         """Whole packets, and the stray bytes that belong to none."""
         buffer = self.rest + data
+        starts, rest = bits.find_packets(buffer)
+        self.rest = buffer[rest:]
         packets: list[bytes] = []
-        stray = bytearray()
+        stray: list[bytes] = []
         at = 0
-        self.rest = b""
-        while True:
-            start = buffer.find(PACKET_START, at)
-            if start < 0:
-                stray += buffer[at:]
-                return packets, bytes(stray)
-            stray += buffer[at:start]
-            end = start + PACKET_BYTES
-            if end > len(buffer):
-                self.rest = buffer[start:]
-                return packets, bytes(stray)
-            if buffer[end - 1] in STOP_BYTES and (end == len(buffer) or buffer[end] == PACKET_START):
-                packets.append(buffer[start:end])
-                at = end
-            else:
-                stray.append(PACKET_START)
-                at = start + 1
+        for start in starts.tolist():
+            stray.append(buffer[at:start])
+            at = start + PACKET_BYTES
+            packets.append(buffer[start:at])
+        stray.append(buffer[at:rest])
+        return packets, b"".join(stray)

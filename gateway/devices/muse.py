@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gateway.devices.base import Event, Facts, Rejected, SignalSpec
 from gateway.devices.muse_control import CONTROL, Conversation, Step, uuid_of
 from gateway.devices.muse_packets import GroupedStream
+from gateway.devices.packets import MUSE_BYTES, MUSE_MIDDLE, muse_counts
 from gateway.errors import ConfigError
 from gateway.links.base import Chunk
 from gateway.samples import EEG
@@ -37,12 +38,12 @@ PPG = "ppg"
 ACCELERATION = "acceleration"
 GYRO = "gyro"
 
-PACKET_BYTES = 20
+PACKET_BYTES = MUSE_BYTES
 TELEMETRY_BYTES_MIN = 10
 EEG_RATE_HZ = 256.0
 EEG_MICROVOLTS_PER_COUNT = 125 / 256
 """2 mV peak to peak on 12 bits."""
-EEG_MIDDLE = 2048
+EEG_MIDDLE = MUSE_MIDDLE
 PPG_RATE_HZ = 64.0
 MOTION_RATE_HZ = 52.0
 ACCELERATION_G_PER_COUNT = 0.0000610352
@@ -145,12 +146,7 @@ class MuseDecoder:
 
 def eeg_counts(packet: bytes) -> NDArray[np.int32]:
     """int32 (1, 12): the 12-bit values of one electrode's packet, two in three bytes, less the middle of 2048."""
-    octets = np.frombuffer(packet, dtype=np.uint8, offset=2).reshape(-1, 3).astype(np.int32)
-    counts = np.empty((1, 12), dtype=np.int32)
-    counts[0, 0::2] = octets[:, 0] << 4 | octets[:, 1] >> 4
-    counts[0, 1::2] = (octets[:, 1] & 0xF) << 8 | octets[:, 2]
-    counts -= EEG_MIDDLE
-    return counts
+    return muse_counts(packet)
 
 
 def ppg_counts(packet: bytes) -> NDArray[np.int32]:

@@ -26,6 +26,7 @@ from gateway.devices.muse import (
 )
 from gateway.devices.muse_control import CONTROL, Conversation, Step, uuid_of
 from gateway.devices.muse_packets import WINDOW, PacketCounter, Strangers
+from gateway.devices.packets import little_values
 from gateway.errors import ConfigError
 from gateway.links.base import Chunk
 from gateway.samples import EEG, NS_PER_S
@@ -82,22 +83,17 @@ DEFAULT_PRESET = "p1034"
 
 def eeg_counts(data: bytes, channels: int) -> NDArray[np.int32]:
     """int32 (channels, samples): 14-bit values, least significant bit first, less the middle of 8192."""
-    return _packed(data, 14).reshape(-1, channels).T - EEG_MIDDLE
+    return little_values(data, 14).reshape(-1, channels).T - EEG_MIDDLE
 
 
 def optics_counts(data: bytes, channels: int) -> NDArray[np.int32]:
     """int32 (channels, samples): unsigned 20-bit values, least significant bit first."""
-    return _packed(data, 20).reshape(-1, channels).T
+    return little_values(data, 20).reshape(-1, channels).T
 
 
 def motion_counts(data: bytes, channels: int) -> NDArray[np.int32]:
     """int32 (6, 3): acceleration X, Y, Z, then rotation X, Y, Z."""
     return np.frombuffer(data, dtype="<i2").reshape(-1, channels).T.astype(np.int32)
-
-
-def _packed(data: bytes, bits: int) -> NDArray[np.int32]:
-    each = np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little").reshape(-1, bits)
-    return each.astype(np.int32) @ np.left_shift(np.int32(1), np.arange(bits, dtype=np.int32))
 
 
 @dataclass(frozen=True, slots=True)
