@@ -159,11 +159,14 @@ async def test_both_devices_play_until_they_are_stopped_and_leave_nothing(
 
     assert any("dbus-daemon" in child.name() for child in playing.children)
     stub = Path(strap["PATH"].split(os.pathsep)[0])
+    bus_folder = Path(strap["DBUS_SYSTEM_BUS_ADDRESS"].removeprefix("unix:path=").split(",")[0]).parent
     assert is_there(stub)
+    assert is_there(bus_folder)
     code, complaints = await asyncio.to_thread(playing.end, number)
     assert (code, complaints) == (0, "")
     assert not is_there(tmp_path / "cyton")
     assert not is_there(stub)
+    assert not is_there(bus_folder)
     _, alive = await asyncio.to_thread(psutil.wait_procs, playing.children, 5)
     assert alive == []
 
