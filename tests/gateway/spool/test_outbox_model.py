@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -38,11 +38,11 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def append(self, rows: list[Row]) -> None:
+    def append(self, rows: Sequence[Row]) -> None:
         self._fail()
         self._store.append(rows)
 
-    def replace(self, ids: list[int], rows: list[Row]) -> None:
+    def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
         self._fail()
         self._store.replace(ids, rows)
 
@@ -55,10 +55,12 @@ class Failing:
 class OutboxMachine(RuleBasedStateMachine):
     """Sequences and samples of each stream: pending, here, given up, forgotten; together they are what was produced."""
 
-    def __init__(self, make: Any, new_place: Callable[[], Any]) -> None:
+    make: Any
+    new_place: Callable[[], Any]
+
+    def __init__(self) -> None:
         super().__init__()
-        self.make = make
-        self.place = new_place()
+        self.place = self.new_place()
         self.runner = asyncio.Runner()
         self.pending: dict[StreamKey, list[int]] = defaultdict(list)
         """Samples of the blocks that are not committed."""
@@ -209,8 +211,8 @@ class OutboxMachine(RuleBasedStateMachine):
             assert tallies.get(key, Tally(0, 0, 0)) == Tally(len(samples), sum(samples), lost[key])
             assert lost[key] == self.radio[key] + sum(samples[number] for number in given_up[key])
         for device in ("A", "B"):
-            numbers = sorted(number for name, number in self.loss_records if name == device)
-            assert numbers == list(range(len(numbers)))
+            issued = sorted(number for name, number in self.loss_records if name == device)
+            assert issued == list(range(len(issued)))
         holding = self.outbox.holding
         rows = self.runner.run(self.outbox.fetch(0, ALL, ALL))
         assert (holding.rows, holding.size) == (len(rows), sum(item.row.size for item in rows))
@@ -235,9 +237,9 @@ class NewPlaces:
 
 @pytest.mark.timeout(120)
 def test_the_outbox_is_what_its_model_is(place: Any, make: Any) -> None:
-    new_place = NewPlaces(place)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis has no types here
-        lambda: OutboxMachine(make, new_place),
+    machine = type("Machine", (OutboxMachine,), {"make": make, "new_place": staticmethod(NewPlaces(place))})
+    run_state_machine_as_test(
+        machine,
         settings=settings(
             max_examples=40,
             stateful_step_count=25,

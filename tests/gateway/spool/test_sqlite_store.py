@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,8 @@ def test_a_full_disk_changes_nothing_and_is_survived(sqlite_place: Any, make: An
     store._db.execute(f"PRAGMA max_page_count = {pages}")
     before = (store.holding(), store.tallies(), store.fetch(0, ALL, ALL))
     many = make.rows(10, 40, size=1000)
-    for step in (lambda: store.append(many), lambda: store.replace([1, 2], many)):
+    steps: list[Callable[[], object]] = [lambda: store.append(many), lambda: store.replace([1, 2], many)]
+    for step in steps:
         with pytest.raises(UnavailableError, match="full"):
             step()
         assert (store.holding(), store.tallies(), store.fetch(0, ALL, ALL)) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -222,11 +223,12 @@ def test_a_reader_beside_the_writer_sees_what_is_committed_and_changes_nothing(p
     writer.append(make.rows(5, 6))
     assert reader.tallies()["DEV", "eeg"].next_sequence == 7
     assert ids(reader.fetch(0, ALL, ALL)) == [1, 2, 3, 4, 5, 6, 7]
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: reader.append([make.row(7)]),
         lambda: reader.replace([1], []),
         lambda: reader.remove("DEV", "eeg", [(0, 1)]),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(UnavailableError):
             change()
     writer.append([make.row(7)])
