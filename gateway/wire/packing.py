@@ -2,11 +2,13 @@
 
 The packed form holds int32 counts (n, channels): each sample as its difference from the one before (modulo 2^32,
 so any value survives), the bytes of equal weight put side by side, then zstd. Neighbouring EEG samples differ
-little, so the upper bytes become runs.
+little, so the upper bytes become runs. Differences and planes are compiled (ext/packing.pyx) where that was built; the
+plain functions here give the same and are its oracle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,8 @@ _TAG_OF = {dtype: tag for tag, dtype in _TYPED_ARRAYS.items()}
 CODEC = "delta-shuffle-zstd"
 _ZSTD_LEVEL = 3
 """Above 3 the size hardly falls and the time doubles."""
+VALUES_MAX = 64 * 1024 * 1024
+"""Most counts at once; a message is far smaller, see `gateway.wire.codec`."""
 
 
 def typed_array(values: NDArray[Any]) -> CBORTag:
@@ -62,11 +66,8 @@ def array_of(value: object, shape: tuple[int, ...], what: str) -> NDArray[Any]:
 
 def pack(counts: NDArray[np.int32]) -> dict[str, Any]:
     """Pack int32 counts (n, channels)."""
-    bits = np.ascontiguousarray(counts, dtype="<i4").view("<u4")
-    steps = bits.copy()
-    steps[1:] -= bits[:-1]
-    planes = steps.T.reshape(-1).view(np.uint8).reshape(-1, 4).T
-    packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(planes.tobytes())
+    planes = planes_of(counts)
+    packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(planes)
     return {"codec": CODEC, "data": packed}
 
 
@@ -87,5 +88,50 @@ def unpack(packed: object, shape: tuple[int, int]) -> NDArray[np.int32]:
         planes = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise MalformedError(f"counts: zstd says {reason(error)}") from None
-    steps = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(4, -1).T).view("<u4").reshape(channels, n)
-    return np.cumsum(steps, axis=1, dtype=np.uint32).T.view(np.int32)
+    return counts_of(planes, n, channels)
+
+
+def planes_of_plain(counts: NDArray[np.int32]) -> bytes:
+    """The same as `planes_of`, in numpy."""
+    if counts.dtype != np.int32 or counts.ndim != 2:
+        raise ValueError(f"counts are {counts.dtype} {counts.shape}, expected int32 (n, channels)")
+    _check_shape(*counts.shape)
+    bits = np.ascontiguousarray(counts, dtype="<i4").view("<u4")
+    steps = bits.copy()
+    steps[1:] -= bits[:-1]
+    return steps.T.reshape(-1).view(np.uint8).reshape(-1, 4).T.tobytes()
+
+
+def counts_of_plain(planes: bytes, samples: int, channels: int) -> NDArray[np.int32]:
+    """The same as `counts_of`, in numpy."""
+    _check_shape(samples, channels)
+    if len(planes) != 4 * samples * channels:
+        raise ValueError(f"{len(planes)} bytes are not {samples} x {channels} counts")
+    octets = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(4, samples * channels).T)
+    steps = octets.view("<u4").reshape(channels, samples)
+    return np.cumsum(steps, axis=1, dtype=np.uint32).view(np.int32).T
+
+
+def _check_shape(samples: int, channels: int) -> None:
+    if samples < 0 or channels < 0 or samples * channels > VALUES_MAX:
+        raise ValueError(f"{samples} x {channels} counts at once, expected up to {VALUES_MAX}")
+
+
+planes_of: Callable[[NDArray[np.int32]], bytes]
+"""Four planes of bytes, lowest first, of the differences of int32 counts (n, channels), channel after channel.
+
+Raises `ValueError` for another type or more than `VALUES_MAX`.
+"""
+counts_of: Callable[[bytes, int, int], NDArray[np.int32]]
+"""int32 (n, channels) out of `planes_of`'s bytes, n and channels; each channel is contiguous. Raises `ValueError`."""
+
+try:
+    from gateway.wire import _packing
+except ImportError:
+    planes_of = planes_of_plain
+    counts_of = counts_of_plain
+    IMPLEMENTATION = "numpy"
+else:
+    planes_of = _packing.planes_of
+    counts_of = _packing.counts_of
+    IMPLEMENTATION = "compiled"
