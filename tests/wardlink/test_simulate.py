@@ -21,8 +21,8 @@ from gateway.devices.registry import DRIVERS, Options
 from gateway.links.base import Link
 from gateway.settings import Device
 from gateway.virtual.recordings import fit_to_cyton, load_recording
-from wardlink import cli
 from gateway.virtual.twins import TWINS
+from wardlink import cli
 
 pytestmark = pytest.mark.timeout(120)
 
