@@ -15,7 +15,7 @@ import pytest
 from dbus_fast import Message
 from dbus_fast.aio import MessageBus
 
-from gateway.devices import gatt, polar
+from gateway.devices import gatt, muse, muse_control, polar
 from gateway.devices.base import Decoder, Event, Missing, Reading, Rejected, Samples, Send, Streaming
 from gateway.devices.blood_pressure import BloodPressureDecoder
 from gateway.devices.gatt_sensor import GattSensor
@@ -26,6 +26,7 @@ from gateway.devices.thermometer import ThermometerDecoder
 from gateway.errors import DeviceError, UnavailableError
 from gateway.links.ble import BleLink
 from gateway.virtual.bluez import VirtualBlueZ
+from gateway.virtual.muse import VirtualMuse
 from gateway.virtual.peripheral import Peripheral
 from gateway.virtual.polar import PolarH10
 from gateway.virtual.strap import HeartRateStrap
@@ -41,6 +42,8 @@ PAUSE_S = 0.05
 """Before a link is opened anew."""
 DROPS = 20
 RECONNECTS = 50
+CONTROLS = {gatt.BATTERY_LEVEL, polar.PMD_CONTROL, muse_control.CONTROL}
+"""Characteristics that carry no data."""
 FIRST_SECOND = "heart rate 0: the strap found no rate"
 """In its first second a strap has seen no two beats."""
 
@@ -53,6 +56,7 @@ def beds() -> list[Bed]:
         Bed(BloodPressureCuff(seed=3, speed=SPEED, interval_s=31), BloodPressureDecoder),
         Bed(Thermometer(seed=4, speed=SPEED), ThermometerDecoder),
         Bed(PolarH10(seed=5, speed=SPEED), PolarDecoder),
+        Bed(VirtualMuse(seed=6), muse.MuseDecoder, muse.notified("p21"), ()),
     ]
 
 
@@ -73,7 +77,7 @@ class Bed:
             notify, read = decoder.NOTIFY, decoder.READ
         self._new_decoder = decoder
         self.link = BleLink(sensor.address, tuple(notify), tuple(read))
-        self.streams = [uuid for uuid in notify if uuid not in {gatt.BATTERY_LEVEL, polar.PMD_CONTROL}]
+        self.streams = [uuid for uuid in notify if uuid not in CONTROLS]
         """Characteristics whose every notification counts."""
         self.opened = 0
         self.streaming = False
