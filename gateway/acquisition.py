@@ -8,9 +8,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
+from types import MappingProxyType
 
 import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
@@ -34,7 +36,7 @@ from gateway.devices.base import (
 from gateway.devices.registry import Driver
 from gateway.errors import UnavailableError, WardlinkError
 from gateway.links.base import Chunk, Link
-from gateway.samples import LossRecord, SampleBlock
+from gateway.samples import NS_PER_S, LossRecord, SampleBlock
 from gateway.settings import Device
 from gateway.signal.features import Features
 from gateway.wire.messages import DeviceMeta, SignalMeta
@@ -56,6 +58,17 @@ class State(StrEnum):
     WAITING = "waiting"
 
 
+TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
+    {
+        State.CONNECTING: frozenset({State.STARTING, State.WAITING}),
+        State.STARTING: frozenset({State.STREAMING, State.WAITING}),
+        State.STREAMING: frozenset({State.WAITING}),
+        State.WAITING: frozenset({State.CONNECTING}),
+    }
+)
+"""What may follow on each state. Data that stops leads to WAITING: nothing goes on that did not begin anew."""
+
+
 @dataclass(slots=True)
 class Condition:
     """What an operator wants to know of a device's connection."""
@@ -63,6 +76,8 @@ class Condition:
     state: State = State.CONNECTING
     reason: str = "gateway started"
     """Of the last change."""
+    since_ns: int = field(default_factory=time.monotonic_ns)
+    """When that was, CLOCK_MONOTONIC in ns: a clock that is set later does not make it wrong."""
     segments: int = 0
     rejected_bytes: int = 0
 
@@ -104,6 +119,11 @@ class Acquisition:
         self._birth = DeviceMeta(
             v=1, schema="meta", gateway=gateway, device=device.serial, driver=device.driver, signals=signals
         )
+
+    @property
+    def since(self) -> str:
+        """When the last change of its condition was: UTC, ISO 8601, by the host's clock as it is set now."""
+        return utc_text(self._host.utc_ns(self.condition.since_ns))
 
     async def run(self) -> None:
         """Connect, read, and connect again, until cancelled."""
@@ -207,9 +227,20 @@ class Acquisition:
         log.log(level, "%s: %s; next attempt in %.1f s", self.device.serial, reason, wait_s, exc_info=bug)
 
     def _change(self, state: State, reason: str) -> None:
-        if state is not self.condition.state:
-            log.info("%s: %s (%s)", self.device.serial, state, reason)
-            self.condition.state, self.condition.reason = state, reason
+        before = self.condition.state
+        if state is before:
+            return
+        if state not in TRANSITIONS[before]:
+            # A bug, and no reason to end: what is shown is what is.
+            log.error("%s: %s follows on %s, which it must not (%s)", self.device.serial, state, before, reason)
+        log.info("%s: %s (%s)", self.device.serial, state, reason)
+        self.condition.state, self.condition.reason = state, reason
+        self.condition.since_ns = time.monotonic_ns()
+
+
+def utc_text(time_ns: int) -> str:
+    """UTC in ns since 1970 as ISO 8601, to the second."""
+    return datetime.fromtimestamp(time_ns // NS_PER_S, UTC).isoformat()
 
 
 class Segment:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import config, settings
-from gateway.acquisition import Acquisition, Outputs, State
+from gateway import config, settings, status
+from gateway.acquisition import Acquisition, Outputs, State, utc_text
 from gateway.clock import HostClock
 from gateway.devices.registry import DRIVERS, SerialLine
-from gateway.errors import DamagedError
+from gateway.errors import DamagedError, UnavailableError
 from gateway.links.base import Link
 from gateway.service import Service, install_signals
 from gateway.settings import Device, Settings
+from gateway.signal import features
 from gateway.signal.features import Features
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
@@ -93,6 +97,7 @@ class Gateway:
                 tasks.create_task(self.uplink.run()),
                 tasks.create_task(self._refresh_clock()),
                 tasks.create_task(self._report()),
+                tasks.create_task(self._write_status()),
                 tasks.create_task(self._service.watch(lambda: self.outbox.stalled_s() < COMMIT_STALL_S)),
             ]
             if self._live:
@@ -109,6 +114,8 @@ class Gateway:
             await self.uplink.say_goodbye()
             for task in running:
                 task.cancel()
+        with contextlib.suppress(UnavailableError):
+            await asyncio.to_thread(status.write, self._state_folder, self.current_status(running=False))
 
     async def _drain(self, uplink: Uplink) -> None:
         """Send what is left, for a short time: what then remains is sent after the next start."""
@@ -138,6 +145,39 @@ class Gateway:
             self._service.status(self.status_line())
             await asyncio.sleep(STATUS_S)
 
+    async def _write_status(self) -> None:
+        """Apart from `_report`: a disk that hangs must not keep systemd's line from being told."""
+        told = ""
+        while True:
+            try:
+                await asyncio.to_thread(status.write, self._state_folder, self.current_status())
+                told = ""
+            except UnavailableError as error:
+                if told != error.message:
+                    log.warning("%s", error)
+                told = error.message
+            await asyncio.sleep(status.PERIOD_S)
+
+    def current_status(self, *, running: bool = True) -> status.GatewayStatus:
+        """What `status.json` says."""
+        assert self.uplink is not None
+        session, holding = self.uplink.session, self.outbox.holding
+        connected = session.connected.is_set()
+        return status.GatewayStatus(
+            gateway=self._settings.gateway.id,
+            pid=os.getpid(),
+            written=utc_text(time.time_ns()),  # the clock that a reader compares it with
+            running=running,
+            devices=[_device_status(one) for one in self.acquisitions],
+            outbox=status.OutboxStatus(holding.rows, holding.size, self.outbox.problem),
+            broker=status.BrokerStatus(connected, "" if connected else str(session.last_error or "")),
+            implementations={"features": str(getattr(features, "IMPLEMENTATION", "numpy"))},
+        )
+
+    @property
+    def _state_folder(self) -> Path:
+        return Path(self._settings.gateway.state_dir)
+
     def status_line(self) -> str:
         """One line for `systemctl status`."""
         assert self.uplink is not None
@@ -157,6 +197,20 @@ class Gateway:
             if one.condition.state is not State.STREAMING
         )
         return "; ".join(parts)
+
+
+def _device_status(acquisition: Acquisition) -> status.DeviceStatus:
+    device, condition = acquisition.device, acquisition.condition
+    return status.DeviceStatus(
+        serial=device.serial,
+        driver=device.driver,
+        place=device.port or device.address or "",
+        state=condition.state.value,
+        reason=condition.reason[: status.REASON_CHARACTERS_MAX],
+        since=acquisition.since,
+        segments=condition.segments,
+        rejected_bytes=condition.rejected_bytes,
+    )
 
 
 def _make_live(chosen: Settings) -> RedisLive | None:

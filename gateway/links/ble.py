@@ -8,12 +8,14 @@ after whatever pause.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from bleak import BleakClient, BleakScanner
@@ -64,6 +66,11 @@ SLOTS_HINT = "raise the number of slots if the adapter can carry more, or give t
 NOT_HEARD_DBM = -127
 """What the library tells as the signal strength of news that are no advertisement."""
 
+FOUND_MAX = 1000
+"""Devices of one scan: phones change their address every few minutes, and a busy place has hundreds."""
+BATTERY_SERVICE = "0000180f-0000-1000-8000-00805f9b34fb"
+"""Its data in an advertisement is the level in %, one byte."""
+
 _radios: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Radio[BLEDevice]]] = WeakKeyDictionary()
 
 
@@ -85,6 +92,73 @@ async def _discovery(adapter: str, heard: Callable[[str, BLEDevice], None]) -> A
             yield
     except (BleakError, OSError, EOFError) as error:
         raise _unavailable(adapter, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDevice:
+    """A BLE device that is there. What is not known is None or empty."""
+
+    address: str
+    """Upper case."""
+    name: str
+    service_uuids: tuple[str, ...]
+    """Full, lower case, as advertised."""
+    rssi_dbm: int | None
+    """None for a device that has a link: it does not advertise."""
+    battery_pct: float | None = None
+    connected: bool = False
+
+
+async def discover(seconds: float, adapter: str | None = None) -> list[FoundDevice]:
+    """Listen for so long: what advertises, strongest first, then what has a link. No device is connected to.
+
+    Raises `UnavailableError` where nothing can be heard.
+    """
+    heard: dict[str, FoundDevice] = {}
+
+    def advertised(device: BLEDevice, advertisement: AdvertisementData) -> None:
+        address = device.address.upper()
+        if advertisement.rssi <= NOT_HEARD_DBM or (address not in heard and len(heard) >= FOUND_MAX):
+            return
+        level = advertisement.service_data.get(BATTERY_SERVICE, b"")
+        heard[address] = FoundDevice(
+            address,
+            advertisement.local_name or "",
+            tuple(uuid.lower() for uuid in advertisement.service_uuids),
+            advertisement.rssi,
+            float(level[0]) if len(level) == 1 else None,
+        )
+
+    gone = asyncio.Event()
+    daemon = Bluetoothd(gone.set)
+    try:
+        await daemon.connect()
+        name = await daemon.check_adapter(adapter)
+        scanning: BlueZScannerArgs = {"adapter": name}
+        try:
+            async with BleakScanner(advertised, bluez=scanning):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(gone.wait(), seconds)
+        except (BleakError, OSError, EOFError) as error:
+            raise _unavailable(name, error) from error
+        if gone.is_set():
+            raise UnavailableError(f"{name}: the Bluetooth daemon is gone", hint=DAEMON_HINT)
+        linked = [_linked(*each) for each in await daemon.connected_devices()]
+    finally:
+        await daemon.close()
+    heard.update((device.address, device) for device in linked)
+    return sorted(heard.values(), key=lambda device: (device.connected, -(device.rssi_dbm or 0), device.address))
+
+
+def _linked(properties: Mapping[str, Any], battery_pct: int | None) -> FoundDevice:
+    return FoundDevice(
+        str(properties.get("Address", "")).upper(),
+        str(properties.get("Name", "")),
+        tuple(str(uuid).lower() for uuid in properties.get("UUIDs", ())),
+        None,
+        None if battery_pct is None else float(battery_pct),
+        connected=True,
+    )
 
 
 class BleLink:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 NAME = "org.bluez"
 ADAPTER = "org.bluez.Adapter1"
 DEVICE = "org.bluez.Device1"
+BATTERY = "org.bluez.Battery1"
 BUS = "org.freedesktop.DBus"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
@@ -115,6 +116,17 @@ class Bluetoothd:
                 ) from error
             if not powered:
                 await asyncio.sleep(OFF_S)
+
+    async def connected_devices(self) -> list[tuple[dict[str, Any], int | None]]:
+        """Properties (`Device1`) and battery level, %, of the devices that have a link, and so do not advertise.
+
+        Raises `UnavailableError`.
+        """
+        return [
+            (interfaces[DEVICE], interfaces.get(BATTERY, {}).get("Percentage"))
+            for interfaces in (await self._objects()).values()
+            if DEVICE in interfaces and interfaces[DEVICE].get("Connected")
+        ]
 
     async def release(self, address: str) -> None:
         """Cut the links to a device that the daemon still holds, as after a program that was killed.

@@ -17,13 +17,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import serial
 
 from gateway.errors import ConfigError, UnavailableError
 from gateway.links.base import Chunk
-from gateway.links.serial_names import latency_ms, stable_name
+from gateway.links.serial_names import latency_ms, stable_name, stable_names
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,36 @@ class _Line:
     baud_rate: int
     parity: Parity
     flow_control: FlowControl
+
+
+class PortBusyError(UnavailableError):
+    """Another program has the port."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPort:
+    """A serial port that is there. What is not known is None or empty."""
+
+    path: str
+    """Its name in /dev/serial/by-id, else its device file."""
+    vendor_id: int | None
+    product_id: int | None
+    product: str
+
+
+def found_ports() -> list[FoundPort]:
+    """The serial ports of this host, in order of their names. Nothing is opened. Blocks; raises `UnavailableError`."""
+    from serial.tools import list_ports  # noqa: PLC0415 - a gateway that runs need not hold it
+
+    names = stable_names()
+    try:
+        ports = sorted(list_ports.comports())
+    except (OSError, ValueError) as error:  # a port that goes away while it is looked at has no number to read
+        raise UnavailableError(f"the serial ports cannot be listed: {error}", hint="try again") from error
+    return [
+        FoundPort(names.get(str(Path(port.device).resolve()), port.device), port.vid, port.pid, port.product or "")
+        for port in ports
+    ]
 
 
 class SerialLink:
@@ -178,7 +209,9 @@ class _Session:
     async def close(self) -> None:
         self._closing.set()
         try:
-            await asyncio.wait_for(self._closed.wait(), CLOSE_TIMEOUT_S)
+            # Not wait_for: before Python 3.12 it forgets a cancellation that comes together with the event.
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._closed.wait()
         except TimeoutError:
             log.warning("serial port %s did not close within %.0f s", self._path, CLOSE_TIMEOUT_S)
 
@@ -323,7 +356,8 @@ def _not_opened(path: str, error: Exception) -> UnavailableError:
     number = error.errno if isinstance(error, OSError) and error.errno is not None else 0
     reason = _OPEN_REASONS.get(number, str(error))
     hint = _OPEN_HINTS.get(number, "see that the path is a serial port: ls -l /dev/serial/by-id")
-    return UnavailableError(f"serial port {path} cannot be opened: {reason}", hint=hint)
+    kind = PortBusyError if number in {errno.EBUSY, errno.EAGAIN} else UnavailableError
+    return kind(f"serial port {path} cannot be opened: {reason}", hint=hint)
 
 
 def _closed(path: str) -> UnavailableError:
