@@ -228,7 +228,8 @@ def make_store(chosen: Settings, *, read_only: bool = False) -> Store:
     from gateway.spool.redis_store import RedisStore  # noqa: PLC0415 - a gateway without Redis need not load it
 
     assert chosen.spool.redis_url is not None
-    return RedisStore(chosen.spool.redis_url, chosen.gateway.id, config.secret(settings.REDIS_PASSWORD))
+    password = config.secret(settings.REDIS_PASSWORD)
+    return RedisStore(chosen.spool.redis_url, chosen.gateway.id, password, read_only=read_only)
 
 
 def link_maker(device: Device) -> Callable[[], Link]:
