@@ -104,8 +104,10 @@ class VirtualSerialLine:
             self._send_lump(self.firmware.packets_until(time.monotonic_ns()))
             busy = self.firmware.streaming or self._pending
             self._wake.clear()
+            # Not wait_for: before Python 3.12 it forgets a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LUMP_S if busy else IDLE_S)
+                async with asyncio.timeout(LUMP_S if busy else IDLE_S):
+                    await self._wake.wait()
 
     def _on_commands(self) -> None:
         try:

@@ -566,3 +566,13 @@ async def test_impedance_all_the_way(daisy: bool) -> None:
     kohm = impedance_kohm(uv, gateway.decoder.signals[0].rate_hz or 0.0, averaged=2 if daisy else 1)
     expected = [firmware.skin_ohm.get(place, 10_000) / 1000 for place in range(len(electrodes))]
     assert kohm == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_the_line_ends_also_in_the_moment_of_a_message(turns: int, ramp: Recording) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        async with VirtualSerialLine(CytonFirmware(ramp)) as line:
+            await asyncio.sleep(0.02)
+            line.send(b"$$$")
+            for _ in range(turns):
+                await asyncio.sleep(0)
