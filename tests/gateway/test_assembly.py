@@ -305,6 +305,11 @@ def grid_after(time_ns: int) -> int:
     return -(-time_ns // BRAIN_STATE_PERIOD_NS) * BRAIN_STATE_PERIOD_NS
 
 
+def assert_same_states(given: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
+    """To within the rounding of an engine that computes in 32 bits, which depends on how it is fed."""
+    np.testing.assert_allclose(given, expected, rtol=0, atol=3e-6, equal_nan=True)
+
+
 def rows(output: Output) -> NDArray[np.float64]:
     return np.stack([output.column(BRAIN_STATE, name) for name in BRAIN_STATE_FIELDS], axis=1)
 
@@ -321,7 +326,7 @@ def test_states_are_the_feature_engines_on_the_grid_of_utc(size: int) -> None:
     expected = expected_states(counts, start_ns, grid_after(start_ns - NS_PER_S // 2))
     assert len(expected) > 70
     assert output.times(BRAIN_STATE).tolist() == list(expected)
-    assert np.array_equal(rows(output), table(expected), equal_nan=True)
+    assert_same_states(rows(output), table(expected))
     assert not np.isnan(rows(output)[-1]).any()
     assert np.array_equal(np.array([astuple(state) for state in output.states]), rows(output), equal_nan=True)
     blocks = output.blocks(BRAIN_STATE)
@@ -356,7 +361,7 @@ def test_no_state_is_joined_across_a_gap() -> None:
     assert after[0] - resumed_ns < 800 * MS
     expected = expected_states(counts[gap.stop :], resumed_ns, grid_after(resumed_ns - latency_ns))
     assert after.tolist() == list(expected)
-    assert np.array_equal(rows(output)[len(before) :], table(expected), equal_nan=True)
+    assert_same_states(rows(output)[len(before) :], table(expected))
     assert all(not block.first_ns < resumed_ns - latency_ns < block.last_ns for block in output.blocks(BRAIN_STATE))
 
 
@@ -365,7 +370,7 @@ def test_railed_electrodes_are_left_out_of_the_features() -> None:
     counts[:, 1] = RAIL
     output = run(bursts(counts))
     expected = expected_states(counts, Machine().offset, grid_after(Machine().offset - NS_PER_S // 2))
-    assert np.array_equal(rows(output), table(expected), equal_nan=True)
+    assert_same_states(rows(output), table(expected))
     assert np.isfinite(rows(output)[-1]).all()
     without = run(bursts(counts[:, [0, 2, 2]]))
     assert rows(output)[-1][2] == pytest.approx(rows(without)[-1][2], rel=0.5)
