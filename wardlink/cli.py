@@ -15,6 +15,9 @@ _EXAMPLES = """\
 examples:
   wardlink demo --seconds 20            the whole chain on private servers, with virtual devices
   wardlink gateway check-config         is /etc/wardlink/gateway.toml right?
+  wardlink gateway scan                 which devices are there?
+  wardlink gateway watch CYTON-1        live values, and how its electrodes are
+  wardlink gateway status               how the running gateway is
   wardlink gateway spool status         what is waiting for its receipt
   wardlink cloud migrate                create or update the registry's tables
   wardlink cloud device add CYTON-1 --org ward --type eeg_headset --patient P-017
@@ -91,10 +94,11 @@ def _parser(side: str) -> argparse.ArgumentParser:
     gateway = commands.add_parser("gateway", help="the gateway beside the patient")
     cloud = commands.add_parser("cloud", help="the bridge in the cloud and its registry")
     if side == "gateway":
-        from wardlink import gateway_service, simulate  # noqa: PLC0415
+        from wardlink import device_commands, gateway_service, simulate  # noqa: PLC0415
 
         actions = gateway.add_subparsers(required=True, metavar="ACTION")
         gateway_service.add_commands(actions)
+        device_commands.add_commands(actions)
         simulate.add_commands(actions)
     elif side == "cloud":
         from wardlink import cloud_admin, cloud_service  # noqa: PLC0415
