@@ -87,6 +87,7 @@ class NoninDecoder:
         self._next_index = 0
         self._start_bytes = 0
         self._revision: int | None = None
+        self._model = self.MODEL
         self._hidden = HiddenLoss(NS_PER_S / RATE_HZ, PACKET_FRAMES, CONFIRM_NS, HELD_SAMPLES_MAX)
 
     @property
@@ -116,7 +117,7 @@ class NoninDecoder:
             self._start_bytes += len(chunk.data)
             if self._start_bytes > START_BYTES_MAX:
                 raise DeviceError(
-                    f"the oximeter sent {self._start_bytes} bytes that are not the data of a {self.MODEL}",
+                    f"the oximeter sent {self._start_bytes} bytes that are not the data of a {self._model}",
                     hint="check the driver's name against the oximeter's model and its data format",
                 )
         return events
@@ -232,7 +233,7 @@ class NoninDecoder:
         values = [frame.value for frame in packet.frames]
         if self._revision != values[3]:
             self._revision = values[3]
-            events.append(Facts(model=self.MODEL, firmware=str(self._revision)))
+            events.append(Facts(model=self._model, firmware=str(self._revision)))
         status = 0
         for frame in packet.frames:
             status |= frame.status
@@ -273,9 +274,10 @@ class NoninFormat7Decoder(NoninDecoder):
     MODEL = "Nonin WristOx2"
     FULL_SCALE = (0, 65_535)
 
-    def __init__(self, select: bytes = SELECT_WRISTOX2) -> None:
-        """`select`: the command that selects data format 7 on this model."""
+    def __init__(self, select: bytes = SELECT_WRISTOX2, model: str = MODEL) -> None:
+        """`select`: the command that selects data format 7 on this `model`."""
         super().__init__()
+        self._model = model
         self._select = select
         self._asked = False
 

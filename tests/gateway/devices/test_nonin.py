@@ -195,6 +195,11 @@ def test_the_format_is_selected(select: bytes) -> None:
     assert numbers_of(whole(decoder, stream(range(26), 7))) == list(range(25))
 
 
+def test_the_model_is_told() -> None:
+    decoder = NoninFormat7Decoder(SELECT_ONYX, "Nonin Onyx II")
+    assert of_kind(Facts, whole(decoder, stream(range(26), 7))) == [Facts(model="Nonin Onyx II", firmware="48")]
+
+
 def test_the_select_command_has_its_sum() -> None:
     assert SELECT_WRISTOX2[-2] == sum(SELECT_WRISTOX2[1:-2]) % 256
     assert bytes.fromhex("027002020703") == SELECT_ONYX
@@ -252,6 +257,15 @@ def test_garbage_between_frames_is_no_loss() -> None:
     assert numbers_of(events) == list(range(50))
     assert of_kind(Rejected, events) == [Rejected(3, "not part of a frame")]
     assert len(of_kind(Reading, events)) == 2
+
+
+@pytest.mark.parametrize("feed", [whole, byte_by_byte])
+def test_one_chance_frame_in_garbage_is_not_believed(feed: Feed) -> None:
+    garbage = b"\x05" + bytes.fromhex("8000000080") + b"\x07"
+    events = feed(NoninFormat7Decoder(), stream(range(30), 7) + garbage + stream(range(30, 51), 7))
+    assert numbers_of(events) == list(range(50))
+    assert of_kind(Missing, events) == []
+    assert sum(event.byte_count for event in of_kind(Rejected, events)) == len(garbage)
 
 
 def arrive(decoder: NoninDecoder, numbers: Iterable[int], data_format: int) -> list[Event]:
