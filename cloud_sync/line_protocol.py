@@ -7,16 +7,27 @@ and is its oracle. Pure: knows no binding, no server. Source: InfluxDB 2 line pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.errors import Fault, WardlinkError
 
-Column = tuple[bytes, NDArray[np.float64] | NDArray[np.int64], bool]
+Values = NDArray[np.float64] | NDArray[np.float32] | NDArray[np.int64]
+Column = tuple[bytes, Values, bool]
 """Escaped field name, values (n,), and whether the field is an integer. NaN and infinities are "no value"."""
-Encode = Callable[[bytes, NDArray[np.int64], Sequence[Column]], tuple[bytes, int]]
+
+
+class Encode(Protocol):
+    """The type of `encode`."""
+
+    def __call__(
+        self, prefix: bytes, times_ns: NDArray[np.int64], columns: Sequence[Column], decimals: int = -1
+    ) -> tuple[bytes, int]:
+        """See `encode`."""
+
 
 try:
     from cloud_sync import _line_protocol
@@ -31,8 +42,14 @@ SERIES_KEY_BYTES_MAX = 65_535
 """InfluxDB's limit for a measurement with all its tags."""
 NUMBER_BYTES_MAX = 24
 """Longest shortest form of a float64, -1.2345678901234567e-308; a signed 64-bit integer with its `i` has 21."""
+DECIMALS_MAX = 9
+SHORTEST = -1
+"""In place of a number of decimals: as many as it takes to give the same value back."""
 
+_FLOATS = (np.dtype(np.float64), np.dtype(np.float32))
 _TIME_BYTES_MAX = 20
+_FIXED_END = 2.0**51
+"""From here on a float64 times a power of ten has no room for the half that rounding looks at."""
 _INT64_END = 2.0**63
 _ESCAPED_IN_MEASUREMENT = str.maketrans({",": r"\,", " ": r"\ "})
 _ESCAPED_IN_KEY = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\="})
@@ -97,10 +114,14 @@ def series_prefix(measurement: str, tags: Mapping[str, str]) -> bytes:
     return prefix
 
 
-def encode_plain(prefix: bytes, times_ns: NDArray[np.int64], columns: Sequence[Column]) -> tuple[bytes, int]:
+def encode_plain(
+    prefix: bytes, times_ns: NDArray[np.int64], columns: Sequence[Column], decimals: int = SHORTEST
+) -> tuple[bytes, int]:
     """The same as `encode`, in Python."""
+    if not SHORTEST <= decimals <= DECIMALS_MAX:
+        raise ValueError(f"{decimals} decimals, expected 0 to {DECIMALS_MAX}")
     _check_columns(prefix, times_ns, columns)
-    texts = [(b"," + name + b"=", _texts(values, is_integer)) for name, values, is_integer in columns]
+    texts = [(b"," + name + b"=", _texts(values, is_integer, decimals)) for name, values, is_integer in columns]
     lines = []
     for row, time_ns in enumerate(times_ns.tolist()):
         fields = b"".join(name + text for name, column in texts if (text := column[row]) is not None)
@@ -120,29 +141,37 @@ def _check_columns(prefix: bytes, times_ns: NDArray[np.int64], columns: Sequence
             raise ValueError("a field name is empty or holds a line break")
         if values.shape != times_ns.shape:
             raise ValueError(f"field {name!r} has shape {values.shape}, expected {times_ns.shape}")
-        if values.dtype != np.float64 and not (is_integer and values.dtype == np.int64):
-            raise ValueError(f"field {name!r} is {values.dtype}, expected float64, or int64 for an integer field")
+        if values.dtype not in _FLOATS and not (is_integer and values.dtype == np.int64):
+            raise ValueError(f"field {name!r} is {values.dtype}, expected a float, or int64 for an integer field")
         line_bytes += len(name) + NUMBER_BYTES_MAX + 2
     if line_bytes * times_ns.shape[0] > ENCODED_BYTES_MAX:
         raise ValueError(f"{times_ns.shape[0]} lines of up to {line_bytes} bytes exceed {ENCODED_BYTES_MAX}")
 
 
-def _texts(values: NDArray[np.float64] | NDArray[np.int64], is_integer: bool) -> list[bytes | None]:
+def _texts(values: Values, is_integer: bool, decimals: int) -> list[bytes | None]:
     if values.dtype == np.int64:
         return [b"%di" % value for value in values.tolist()]
     if is_integer:
         with np.errstate(invalid="ignore"):  # a signalling NaN is "no value" like any other
             whole = np.rint(values).tolist()
         return [b"%di" % int(value) if -_INT64_END <= value < _INT64_END else None for value in whole]
-    return [shortest(value) if math.isfinite(value) else None for value in values.tolist()]
+    single = values.dtype == np.float32
+    return [_text(value, single, decimals) if math.isfinite(value) else None for value in values.tolist()]
 
 
-def shortest(value: float) -> bytes:
+def _text(value: float, single: bool, decimals: int) -> bytes:
+    if decimals == SHORTEST or abs(value) * 10.0**decimals >= _FIXED_END:
+        return shortest(value, single=single and decimals == SHORTEST)
+    text = b"%.*f" % (decimals, value)
+    return text.lstrip(b"-") if not text.strip(b"-0.") else text
+
+
+def shortest(value: float, *, single: bool = False) -> bytes:
     """The fewest characters that read back as the same float64, as C++17's std::to_chars writes them.
 
-    Plain or with an exponent, whichever is shorter, plain if equal. `value` is finite.
+    Plain or with an exponent, whichever is shorter, plain if equal. `value` is finite. `single`: the same float32.
     """
-    sign, digits, exponent = _decimal(value)
+    sign, digits, exponent = _decimal(value, single)
     point = len(digits) + exponent
     if exponent >= 0:
         plain = str(abs(int(value)))
@@ -155,9 +184,10 @@ def shortest(value: float) -> bytes:
     return (sign + (plain if len(plain) <= len(scientific) else scientific)).encode()
 
 
-def _decimal(value: float) -> tuple[str, str, int]:
+def _decimal(value: float, single: bool) -> tuple[str, str, int]:
     """Sign, shortest digits d and exponent e: the value is d x 10^e."""
-    mantissa, _, power = repr(abs(value)).partition("e")
+    text = np.format_float_scientific(np.float32(abs(value))) if single else repr(abs(value))
+    mantissa, _, power = text.partition("e")
     whole, _, fraction = mantissa.partition(".")
     exponent = int(power or 0) - len(fraction)
     digits = (whole + fraction).lstrip("0") or "0"
@@ -167,11 +197,14 @@ def _decimal(value: float) -> tuple[str, str, int]:
 
 
 encode: Encode = encode_plain if _compiled is None else _compiled
-"""Lines of n samples that share a prefix, and how many lines: `encode(prefix, times_ns, columns)`.
+"""Lines of n samples that share a prefix, and how many lines: `encode(prefix, times_ns, columns, decimals)`.
 
 `prefix`: from `series_prefix`. `times_ns`: int64 (n,), UTC in ns, any sign. `columns`: names from `escape_key`,
-in the order in which they are to stand. A float64 value is written with the fewest digits that give it back; in an
+in the order in which they are to stand. A float64 or float32 is written with the fewest digits that give it back; in an
 integer field it is rounded to the nearest integer (halves to even) and is none if it does not fit 64 bits.
+`decimals`: not `SHORTEST` but so many digits behind the point, rounded to the nearest (exact ties to even), without the
+sign of a zero; a value of 2^51 / 10^decimals or more is written shortest. Microvolts out of a 24-bit converter need
+three: a count of the Cyton is 0.022 uV, and the rest of the 17 digits is none that was measured.
 Fields without a value are left out, and so are lines without a field. Every line ends in a line feed.
 Raises `ValueError` for columns that do not fit each other, or that need over `ENCODED_BYTES_MAX`.
 """

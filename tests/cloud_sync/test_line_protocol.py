@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cloud_sync import line_protocol
 from cloud_sync.line_protocol import (
     SERIES_KEY_BYTES_MAX,
+    SHORTEST,
     Encode,
     UnwritableError,
     encode_plain,
@@ -187,7 +188,9 @@ def test_columns_of_a_wider_array_and_read_only_ones(encode: Encode) -> None:
         (b"m", times(1), [(b"a", np.ones((1, 1)), False)]),
         (b"m", times(1), [(b"a", np.ones(1, dtype=np.int64), False)]),
         (b"m", times(1), [(b"a", np.ones(1, dtype=np.int32), True)]),
-        (b"m", times(1), [(b"a", np.ones(1, dtype=np.float32), False)]),
+        (b"m", times(1), [(b"a", np.ones(1, dtype=np.float16), False)]),
+        (b"m", times(1), [(b"a", np.ones(1, dtype=np.uint64), True)]),
+        (b"m", np.ones(1, dtype=np.int32), [(b"a", floats(1), False)]),
         (b"m", times(1), [(b"a", np.ones(1, dtype=">f8"), False)]),
         (b"m", floats(1), [(b"a", floats(1), False)]),
         (b"m", np.ones((1, 1), dtype=np.int64), [(b"a", np.ones((1, 1)), False)]),
@@ -235,6 +238,105 @@ def test_both_give_the_same_bytes_for_all_magnitudes() -> None:
     columns = [(b"a", held, False), (b"i", held, True)]
     instants = np.arange(held.shape[0])
     assert compiled(b"m", instants, columns) == encode_plain(b"m", instants, columns)
+
+
+@needs_compiled
+def test_both_write_the_values_of_converters_alike() -> None:
+    assert compiled is not None
+    rng = np.random.default_rng(2)
+    counts = rng.integers(-(2**23), 2**23, 20_000)
+    scales = [4.5e6 / 24 / (2**23 - 1), 4.5e6 / (2**23 - 1), 125 / 256, 1450 / 16383, 0.0000610352]
+    near = [np.ldexp(2.0**52 + np.arange(-40, 40), power) for power in range(-66, 3)]
+    held = np.concatenate([*(counts * scale for scale in scales), *near, counts / 1000, counts / 10, counts / 4096])
+    instants = np.arange(held.shape[0])
+    columns = [(b"a", held, False)]
+    assert compiled(b"m", instants, columns) == encode_plain(b"m", instants, columns)
+    for line, value in zip(compiled(b"m", instants, columns)[0].splitlines(), held.tolist(), strict=True):
+        assert float(line.split(b" ")[1][2:]) == value
+
+
+def test_singles_are_written_with_the_digits_of_singles(encode: Encode) -> None:
+    held = np.array([0.1, -22.351744, 3.4028235e38, 1e-45, 0.0, math.nan, 16777216.0, 1e10], dtype=np.float32)
+    lines, count = encode(b"m", np.arange(8), [(b"a", held, False)])
+    texts = [line.split(" ")[1].removeprefix("a=") for line in lines.decode().splitlines()]
+    assert texts == ["0.1", "-22.351744", "3.4028235e+38", "1e-45", "0", "16777216", "1e+10"]
+    assert count == 7
+    assert encode(b"m", times(1), [(b"a", np.array([2.5], dtype=np.float32), True)])[0] == b"m a=2i 1\n"
+
+
+@needs_compiled
+def test_both_write_singles_alike() -> None:
+    assert compiled is not None
+    rng = np.random.default_rng(3)
+    held = np.concatenate(
+        [rng.integers(-(2**31), 2**31, 20_000, dtype=np.int32).view(np.float32), rng.normal(0, 50, 9_000)],
+        dtype=np.float32,
+    )
+    instants = np.arange(held.shape[0])
+    columns = [(b"a", held, False), (b"i", held, True)]
+    for decimals in (SHORTEST, 3):
+        assert compiled(b"m", instants, columns, decimals) == encode_plain(b"m", instants, columns, decimals)
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (-22.351744455, 3, "-22.352"),
+        (22.351744455, 0, "22"),
+        (0.0005, 3, "0.001"),  # above the tie as a float64
+        (0.0625, 3, "0.062"),
+        (0.1875, 3, "0.188"),
+        (2.5, 0, "2"),
+        (-0.0004, 3, "0.000"),
+        (-0.0, 3, "0.000"),
+        (-0.0, 0, "0"),
+        (187500.0, 3, "187500.000"),
+        (99999.9996, 3, "100000.000"),
+        (1e-9, 9, "0.000000001"),
+        (2.0**51 / 1000, 3, "2251799813685.248"),
+        (2251799813685.0, 3, "2251799813685.000"),
+        (1e300, 3, "1e+300"),
+    ],
+)
+def test_fixed_decimals(encode: Encode, value: float, decimals: int, text: str) -> None:
+    assert encode(b"m", times(1), [(b"a", floats(value), False)], decimals)[0] == f"m a={text} 1\n".encode()
+
+
+def test_fixed_decimals_leave_integers_and_what_has_no_value_alone(encode: Encode) -> None:
+    columns = [(b"a", floats(math.nan, 1.0005), False), (b"q", np.array([3, 4]), True)]
+    assert encode(b"m", times(1, 2), columns, 2)[0] == b"m q=3i 1\nm a=1.00,q=4i 2\n"
+
+
+@pytest.mark.parametrize("decimals", [-2, 10])
+def test_decimals_have_a_limit(encode: Encode, decimals: int) -> None:
+    with pytest.raises(ValueError, match="decimals"):
+        encode(b"m", times(1), [], decimals)
+
+
+def test_three_decimals_tell_every_count_of_a_converter(encode: Encode) -> None:
+    scale = 4.5e6 / 24 / (2**23 - 1)
+    counts = np.random.default_rng(5).integers(-(2**23), 2**23, 5_000)
+    lines, _ = encode(b"m", np.arange(5_000), [(b"a", counts * scale, False)], 3)
+    read = [float(line.split(b" ")[1][2:]) for line in lines.splitlines()]
+    assert (np.rint(np.array(read) / scale) == counts).all()
+
+
+@needs_compiled
+@given(
+    st.lists(
+        st.floats(width=64)
+        | st.floats(-1e9, 1e9)
+        | st.integers(-(10**7), 10**7).map(lambda halves: halves / 2000)
+        | st.integers(-(2**40), 2**40).map(lambda parts: parts / 2**20),
+        max_size=30,
+    ),
+    st.integers(0, 9),
+)
+def test_both_write_fixed_decimals_alike(values: list[float], decimals: int) -> None:
+    assert compiled is not None
+    instants = np.arange(len(values), dtype=np.int64)
+    columns = [(b"a", np.array(values, dtype=np.float64), False)]
+    assert compiled(b"m", instants, columns, decimals) == encode_plain(b"m", instants, columns, decimals)
 
 
 NAMES = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=12).filter(
