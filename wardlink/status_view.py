@@ -28,7 +28,10 @@ def show(config: Path, *, as_json: bool) -> int:
         print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
         return EXIT_OK if fresh else EXIT_FAILURE
     print(_headline(found, age_s, fresh=fresh))
-    show_rows(COLUMNS, [msgspec.to_builtins(device) for device in found.devices], as_json=False)
+    rows = [msgspec.to_builtins(device) for device in found.devices]
+    if not fresh:
+        rows = [row | {"state": f"was {row['state']}"} for row in rows]
+    show_rows(COLUMNS, rows, as_json=False)
     outbox, broker = found.outbox, found.broker
     print(f"outbox: {outbox.rows} blocks, {outbox.bytes} bytes wait for their receipt")
     if outbox.problem:
