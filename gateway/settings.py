@@ -137,8 +137,6 @@ def warnings(settings: Settings) -> list[str]:
     live = settings.live.redis
     for key, text in (("spool.redis_url", settings.spool.redis_url), ("live.redis.url", live.url if live else None)):
         url = urlsplit(text or "")
-        if url.password is not None or "password" in parse_qs(url.query):
-            found.append(f"{key} holds a password: it belongs into the credential {REDIS_PASSWORD!r}")
         if url.scheme == "redis" and not config.is_loopback(url.hostname or ""):
             found.append(f"{key} has no TLS and {url.hostname} is another machine: data travels in clear")
     if not settings.device:
@@ -173,6 +171,8 @@ def _check_redis_url(path: Path, key: str, text: str) -> None:
     place = url.path if url.scheme == "unix" else url.hostname
     if url.scheme not in {"redis", "rediss", "unix"} or not place or not port_is_valid:
         raise config.problem(path, key, "not a URL of a Redis server", hint=expected)
+    if url.password is not None or "password" in parse_qs(url.query):
+        raise config.problem(path, key, "holds a password", hint=f"it belongs into the credential {REDIS_PASSWORD!r}")
 
 
 def _check_devices(path: Path, devices: tuple[Device, ...]) -> None:

@@ -378,7 +378,9 @@ async def test_newest_states_are_shown_in_redis(
     # The library looks its own version up on the disk with every connection, which is not what is tested here.
     monkeypatch.setattr("redis.utils.get_lib_version", lambda: "0")
     client = redis.Redis.from_url(redis_url)
-    async with running(await configure(mosquitto_server, f'[live.redis]\nurl = "{redis_url}"')) as gateway:
+    secret, _, place = redis_url.removeprefix("unix://:").partition("@")
+    monkeypatch.setenv("WARDLINK_REDIS_PASSWORD", secret)
+    async with running(await configure(mosquitto_server, f'[live.redis]\nurl = "unix://{place}"')) as gateway:
         await until(lambda: gateway.acquisitions[0].condition.state is State.STREAMING)
         async with asyncio.timeout(DEADLINE_S):
             while True:

@@ -256,11 +256,11 @@ def test_a_url_that_is_refused_is_not_repeated(load: Load, text: str, url: str) 
 
 @pytest.mark.parametrize("place", [":s3cret@localhost", "user:s3cret@localhost", "localhost?password=s3cret"])
 @pytest.mark.parametrize("text", ['[spool]\nredis_url = "{}"\n', '[live.redis]\nurl = "{}"\n'])
-def test_a_password_in_a_url_is_warned_of_and_not_repeated(load: Load, text: str, place: str) -> None:
-    (warning,) = settings.warnings(load(text.format(f"redis://{place}") + CYTON))
-    assert "holds a password" in warning
-    assert "'redis-password'" in warning
-    assert "s3cret" not in warning
+def test_a_password_in_a_url_is_refused_and_not_repeated(load: Load, text: str, place: str) -> None:
+    error = str(refused(load, text.format(f"redis://{place}") + CYTON))
+    assert "holds a password" in error
+    assert "'redis-password'" in error
+    assert "s3cret" not in error
 
 
 @pytest.mark.parametrize("url", ["redis://localhost", "rediss://user@cache:6380/2", "unix:///run/r.sock?db=1"])

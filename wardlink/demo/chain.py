@@ -214,7 +214,7 @@ class Chain:
             broker_host=self.servers.mosquitto.host,
             broker_port=self.servers.mosquitto.port,
             resend_after_s=self._resend_after_s,
-            redis_url=self.servers.redis.url(),
+            redis_url=f"unix://{self.servers.redis.socket_path}?db=0",
         )
         places = self.devices.places()
         for twin in TWINS:
@@ -222,7 +222,10 @@ class Chain:
             template = _SERIAL_TOML if "port" in place else _BLE_TOML
             text += template.format(serial=twin.serial, user=USER_ID, **place)
         write_private(self.gateway_config, text)
-        self.gateway.credentials = {gateway_settings.MQTT_PASSWORD: login.password}
+        self.gateway.credentials = {
+            gateway_settings.MQTT_PASSWORD: login.password,
+            gateway_settings.REDIS_PASSWORD: self.servers.redis.password,
+        }
         strap = places["strap"]
         self.gateway.environment = {name: strap[name] for name in ("DBUS_SYSTEM_BUS_ADDRESS", "PATH")}
 

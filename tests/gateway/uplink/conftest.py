@@ -47,6 +47,15 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mqtt, "BACKOFF_S_MAX", 0.1)
 
 
+@pytest.fixture(scope="module")
+def mosquitto_server(servers_folder: Path) -> Iterator[Mosquitto]:
+    """A broker of the module's own: bridges of other tests, retained, would be present here."""
+    server = Mosquitto(servers_folder / f"uplink-{next(_numbers)}")
+    server.start()
+    yield server
+    server.stop()
+
+
 class Cloud:
     """Reads everything below a gateway's topic, with a clean session: what comes while it is away is lost to it."""
 
