@@ -140,7 +140,8 @@ async def discover(seconds: float, adapter: str | None = None) -> list[FoundDevi
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(gone.wait(), seconds)
         except (BleakError, OSError, EOFError) as error:
-            raise _unavailable(name, error) from error
+            if not gone.is_set():
+                raise _unavailable(name, error) from error
         if gone.is_set():
             raise UnavailableError(f"{name}: the Bluetooth daemon is gone", hint=DAEMON_HINT)
         linked = [_linked(*each) for each in await daemon.connected_devices()]
