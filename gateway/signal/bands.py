@@ -83,6 +83,12 @@ class FeatureSettings:
     """Of the exponential average of the auto-spectra; `math.inf` averages since the last reset with equal weights."""
     coherence_time_constant_s: float = 4.0
     plv_window_s: float = 4.0
+    mains_hz: float | None = None
+    """50 or 60: a notch there."""
+    pass_band_hz: tuple[float, float] | None = None
+    """Lower and upper edge of a band-pass."""
+    common_average: bool = False
+    """Refer each sample to the average of all usable channels."""
 
     def __post_init__(self) -> None:
         names = tuple(band.name for band in self.bands)
@@ -99,6 +105,12 @@ class FeatureSettings:
             )
         if not SEGMENT_S <= self.plv_window_s <= _WINDOW_S_MAX:
             raise ValueError(f"PLV window is {self.plv_window_s} s, expected {SEGMENT_S:g}..{_WINDOW_S_MAX:g} s")
+        if self.mains_hz not in {None, 50, 60}:
+            raise ValueError(f"mains frequency is {self.mains_hz} Hz, expected 50 or 60 Hz")
+        if self.pass_band_hz is not None:
+            low_hz, high_hz = self.pass_band_hz
+            if not 0 < low_hz < high_hz < math.inf:
+                raise ValueError(f"pass band is {low_hz}..{high_hz} Hz, expected 0 < low < high")
 
 
 DEFAULT_SETTINGS = FeatureSettings()

@@ -1,159 +1,68 @@
-"""The brain state: band powers, coherence, PLV and entropy of an EEG stream, one every 0.2 s of the stream's own time.
+"""Which implementation of the features runs: the compiled one that fits this machine, the numpy twin only when told.
 
-The numpy implementation, and the oracle of any other. Arrays in, values out: knows no clock, device or wire.
+The environment tells: WARDLINK_FEATURES=numpy takes the twin, WARDLINK_FEATURES=baseline leaves out what only newer
+machines have.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import importlib
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from gateway.errors import ConfigError
+from gateway.signal import numpy_features
+from gateway.signal.state import UV_MAX, Features
 
-from gateway.signal.bands import DEFAULT_SETTINGS, LATENCY_S, Band, FeatureSettings, check_stream, samples_in
-from gateway.signal.phase import PhaseLocking
-from gateway.signal.quality import unusable
-from gateway.signal.ring import SampleRing
-from gateway.signal.spectra import (
-    FLAT_UV2,
-    CoherenceAverage,
-    PowerAverage,
-    SegmentTransform,
-    mean_of_pairs,
-    relative_power,
-    spectral_entropy,
-)
+__all__ = ["CHOICE", "IMPLEMENTATION", "UV_MAX", "FeatureEngine", "Features", "check_choice", "implementations"]
 
-IMPLEMENTATION = "numpy"
+CHOICE = "WARDLINK_FEATURES"
+"""The environment variable: `numpy`, `baseline`, or nothing."""
+V3 = "compiled x86-64-v3"
+BASELINE = "compiled baseline"
+NUMPY = "numpy"
+
+_MODULES = {V3: "gateway.signal._features_v3", BASELINE: "gateway.signal._features"}
+_CHOICES = {"": (V3, BASELINE, NUMPY), "baseline": (BASELINE, NUMPY), "numpy": (NUMPY,)}
+
+
+def implementations() -> dict[str, ModuleType]:
+    """Every implementation that was built and that this machine can run, by name, fastest first."""
+    found = {}
+    for name, path in _MODULES.items():
+        try:
+            module = importlib.import_module(path)
+        except ModuleNotFoundError:  # not built: `check_choice` says so to the operator
+            continue
+        if getattr(module, "AVAILABLE", True):
+            found[name] = module
+    return {**found, NUMPY: numpy_features}
+
+
+def check_choice() -> None:
+    """Raise `ConfigError` where the numpy twin would run without having been told to, or for an unknown choice."""
+    choice = os.environ.get(CHOICE, "")
+    if choice not in _CHOICES:
+        raise ConfigError(
+            f"{CHOICE} is {choice!r}, expected {' or '.join(repr(name) for name in _CHOICES if name)}, or nothing",
+            hint="leave it out: the fastest implementation for this machine is taken",
+        )
+    if IMPLEMENTATION == NUMPY and choice != NUMPY:
+        raise ConfigError(
+            "the compiled features are missing from this installation, expected gateway.signal._features",
+            hint=f"install wardlink again with a C compiler there, or set {CHOICE}=numpy to run 100 times slower",
+        )
+
+
+def _choose(choice: str) -> tuple[str, ModuleType]:
+    there = implementations()
+    return next((name, there[name]) for name in _CHOICES.get(choice, _CHOICES[""]) if name in there)
+
+
+IMPLEMENTATION, _module = _choose(os.environ.get(CHOICE, ""))
 """Which implementation of the features runs."""
-
-UV_MAX = 1e8
-"""100 V: no electrode delivers more, so such a sample is not usable; its square must not overflow float32 either."""
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """One brain state. NaN: no value. Powers are shares that sum to 1, the rest lies in 0..1."""
-
-    delta: float
-    theta: float
-    alpha: float
-    beta: float
-    gamma: float
-    coherence: float
-    """Magnitude-squared, bias removed, mean over the good pairs, in the coherence band."""
-    plv: float
-    """Mean over the good pairs, in the coherence band."""
-    entropy: float
-
-
-class FeatureEngine:
-    """Computes brain states from samples as they come. Memory is bounded and does not grow.
-
-    The caller pushes what lies before each multiple of 0.2 s in the stream's time (at 256 Hz 51 or 52 samples) and
-    then asks for the state by `step`. A channel is good in a state if its newest second has no unusable sample and
-    is not flat; coherence and PLV begin anew for a channel after an unusable sample, and need 4.8 s and 5 s.
-    """
-
-    def __init__(self, rate_hz: float, channel_count: int, settings: FeatureSettings = DEFAULT_SETTINGS) -> None:
-        """`rate_hz`: 100..2,000. `channel_count`: 1..64. Raises `ValueError` for others."""
-        check_stream(rate_hz, channel_count)
-        self._channel_count = channel_count
-        wanted = (*settings.bands, settings.entropy_band, settings.coherence_band)
-        bins = range(min(band.bins().start for band in wanted), max(band.bins().stop for band in wanted))
-
-        def rows(band: Band) -> slice:
-            return slice(band.bins().start - bins.start, band.bins().stop - bins.start)
-
-        self._bands = [rows(band) for band in settings.bands]
-        self._entropy_rows = rows(settings.entropy_band)
-        self._coherence_rows = rows(settings.coherence_band)
-        self._transform = SegmentTransform(rate_hz, bins)
-        self._power = PowerAverage(len(bins), channel_count, settings.power_time_constant_s)
-        self._coherence = CoherenceAverage(
-            len(settings.coherence_band.bins()), channel_count, settings.coherence_time_constant_s
-        )
-        self._phase = PhaseLocking(rate_hz, channel_count, settings.coherence_band, settings.plv_window_s)
-        kept = max(self._transform.length, self._phase.tap_count)
-        self._ring = SampleRing(kept, samples_in(1.0, rate_hz), channel_count)
-        self._unread = 0
-
-    @property
-    def latency_s(self) -> float:
-        """How long before the newest pushed sample the instant is that a state refers to.
-
-        Holds to within the time of a sample; for PLV within its decimation, 31 ms.
-        """
-        return LATENCY_S
-
-    def reset(self) -> None:
-        """Begin anew: for samples that do not follow on those before, and for another wearer."""
-        self._ring.clear()
-        self._power.clear()
-        self._coherence.clear()
-        self._phase.clear()
-        self._unread = 0
-
-    def push(self, uv: NDArray[np.float64], bad: NDArray[np.bool_] | NDArray[np.int64] | None = None) -> None:
-        """Take in consecutive samples.
-
-        `uv`: uV (n, channels); what is not finite, or beyond 100 V, is not usable.
-        `bad`: what else is not usable: bool (channels,) for all n samples, bool (n, channels), or the quality
-        bit set int64 (n,) of `gateway.samples.QUALITY`. Raises `ValueError` for other shapes.
-        """
-        if uv.ndim != 2 or uv.shape[1] != self._channel_count:
-            raise ValueError(f"samples have shape {uv.shape}, expected (n, {self._channel_count})")
-        usable = np.abs(uv) <= UV_MAX  # False for NaN
-        if bad is not None:
-            usable &= ~self._as_mask(bad, uv.shape[0])
-        samples = np.where(usable, uv, np.nan)
-        for start in range(0, samples.shape[0], self._ring.appended_max):
-            part = samples[start : start + self._ring.appended_max]
-            self._ring.append(part)
-            count = part.shape[0]
-            self._phase.add(self._ring.newest(min(len(self._ring), self._phase.tap_count - 1 + count)), count)
-        self._unread += samples.shape[0]
-
-    def _as_mask(self, bad: NDArray[np.bool_] | NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-        if bad.dtype == np.bool_ and bad.shape in {(self._channel_count,), (count, self._channel_count)}:
-            return bad.astype(np.bool_, copy=False)
-        if bad.dtype == np.int64 and bad.shape == (count,):
-            return unusable(bad.astype(np.int64, copy=False), self._channel_count)
-        raise ValueError(
-            f"bad is {bad.dtype} {bad.shape}, expected bool ({self._channel_count},), "
-            f"bool ({count}, {self._channel_count}) or int64 ({count},)"
-        )
-
-    def step(self) -> Features | None:
-        """The state at the newest sample, `latency_s` before it.
-
-        None until there is 1 s of samples since the start or the last reset, or with none since the last step.
-        """
-        length = self._transform.length
-        if len(self._ring) < length or not self._unread:
-            return None
-        self._unread = 0
-        coefficients = self._transform.coefficients(self._ring.newest(length))
-        density = np.abs(coefficients) ** 2
-        power_uv2 = sum(density[band].sum(axis=0) for band in self._bands)
-        good = np.asarray(power_uv2 >= FLAT_UV2, dtype=np.bool_)  # False for NaN
-        coefficients[:, ~good] = 0
-        density[:, ~good] = 0
-        self._power.add(density, good)
-        self._coherence.add(coefficients[self._coherence_rows], good)
-        return self._features(good)
-
-    def _features(self, good: NDArray[np.bool_]) -> Features:
-        shares = [math.nan] * len(self._bands)
-        entropy = math.nan
-        if good.any():
-            density = self._power.density(good)
-            shares = [float(share) for share in relative_power(density, self._bands).mean(axis=1)]
-            entropy = float(spectral_entropy(density[self._entropy_rows]).mean())
-        coherence = mean_of_pairs(self._coherence.pairs(good & self._coherence.ready))
-        plv = mean_of_pairs(self._phase.pairs(good & self._phase.ready))
-        if not math.isnan(coherence):
-            coherence = min(max(coherence, 0.0), 1.0)
-        delta, theta, alpha, beta, gamma = shares
-        return Features(delta, theta, alpha, beta, gamma, coherence, plv, entropy)
+if TYPE_CHECKING:
+    from gateway.signal.numpy_features import FeatureEngine
+else:
+    FeatureEngine = _module.FeatureEngine

@@ -72,13 +72,13 @@ def effective_segments(segments: NDArray[np.int64], time_constant_s: float) -> N
     weight = held if decay == 1 else (1 - decay**held) / (1 - decay)
     products = squares(segments)
     for steps in range(1, math.ceil(SEGMENT_S / STEP_S)):
-        products = products + 2 * _hann_correlation(steps * STEP_S / SEGMENT_S) ** 2 * decay**steps * squares(
+        products = products + 2 * hann_correlation(steps * STEP_S / SEGMENT_S) ** 2 * decay**steps * squares(
             segments - steps
         )
     return np.divide(weight**2, products, out=np.zeros_like(weight), where=products > 0)
 
 
-def _hann_correlation(shift: float) -> float:
+def hann_correlation(shift: float) -> float:
     """Correlation of a Hann window with itself, shifted by a fraction of its length (0: 1, 1: 0)."""
     turn = 2 * math.pi * shift
     return (1 - shift) * (2 + math.cos(turn)) / 3 + math.sin(turn) / turn * shift if shift else 1.0

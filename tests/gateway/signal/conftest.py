@@ -11,9 +11,8 @@ import pytest
 from edfio import read_edf
 from numpy.typing import NDArray
 
-from gateway.signal import features
 from gateway.signal.bands import DEFAULT_SETTINGS, FeatureSettings
-from gateway.signal.features import FeatureEngine, Features
+from gateway.signal.features import NUMPY, FeatureEngine, Features, implementations
 
 RECORDINGS = Path(__file__).parents[3].parent / "shared" / "data"
 
@@ -50,11 +49,23 @@ def eegmmidb() -> tuple[dict[str, Floats], float]:
     return {signal.label.strip("."): signal.data for signal in signals}, signals[0].sampling_frequency
 
 
-@pytest.fixture(params=[pytest.param(FeatureEngine, id=features.IMPLEMENTATION)])
-def engine_type(request: pytest.FixtureRequest) -> type[FeatureEngine]:
+@pytest.fixture(params=list(implementations()))
+def implementation(request: pytest.FixtureRequest) -> str:
+    """The name of each implementation of the features that this machine can run."""
+    return str(request.param)
+
+
+@pytest.fixture
+def engine_type(implementation: str) -> type[FeatureEngine]:
     """Each implementation of the features."""
-    implementation: type[FeatureEngine] = request.param
-    return implementation
+    found: type[FeatureEngine] = implementations()[implementation].FeatureEngine
+    return found
+
+
+@pytest.fixture
+def exact(implementation: str) -> float:
+    """How near to each other two values are that are equal by definition: float64 or float32."""
+    return 1e-9 if implementation == NUMPY else 5e-7
 
 
 @pytest.fixture

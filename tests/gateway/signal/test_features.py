@@ -75,10 +75,10 @@ def test_unrelated_noise(run: Run) -> None:
     assert values(states, "delta").mean() == pytest.approx(3 / 44, abs=0.02)
 
 
-def test_identical_signals(run: Run) -> None:
+def test_identical_signals(run: Run, exact: float) -> None:
     states = run(np.repeat(noise(10, 1), 4, axis=1) * [1, 2, -3, 0.1], RATE_HZ)
-    np.testing.assert_allclose(values(states, "coherence"), 1, atol=1e-9)
-    np.testing.assert_allclose(values(states, "plv"), 1, atol=1e-9)
+    np.testing.assert_allclose(values(states, "coherence"), 1, atol=exact)
+    np.testing.assert_allclose(values(states, "plv"), 1, atol=exact)
 
 
 @pytest.mark.parametrize("coherence", [0.2, 0.5, 0.8])
@@ -108,10 +108,10 @@ def test_an_edge_belongs_to_the_band_above_it(run: Run, frequency_hz: int) -> No
     assert below == pytest.approx(1 / 6, abs=0.01)
 
 
-def test_offsets_cost_no_accuracy(run: Run) -> None:
+def test_offsets_cost_no_accuracy(run: Run, exact: float) -> None:
     uv = noise(8, 4) + 5 * noise(8, 1, seed=4)
     moved = run(uv + np.array([1e5, -1e5, 187_500, 0]), RATE_HZ)
-    assert all(close(one, other, 1e-8) for one, other in zip(run(uv, RATE_HZ), moved, strict=True))
+    assert all(close(one, other, max(exact, 1e-8)) for one, other in zip(run(uv, RATE_HZ), moved, strict=True))
 
 
 def test_the_coherence_band_is_a_setting(run: Run) -> None:
@@ -161,19 +161,19 @@ def test_a_push_longer_than_the_memory(engine_type: type[FeatureEngine]) -> None
     assert close(one, other)
 
 
-def test_an_unusable_channel_is_left_out(run: Run) -> None:
+def test_an_unusable_channel_is_left_out(run: Run, exact: float) -> None:
     uv = noise(12, 4)
     bad = np.zeros(uv.shape, dtype=np.bool_)
     bad[:, 2] = True
     uv[:, 2] *= 1000
     states = run(uv, RATE_HZ, bad=bad)
     without = run(uv[:, [0, 1, 3]], RATE_HZ)
-    assert all(close(one, other) for one, other in zip(states, without, strict=True))
+    assert all(close(one, other, exact) for one, other in zip(states, without, strict=True))
     assert not close(last(states), last(run(uv, RATE_HZ)), 1e-3)
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "too much", "flag", "mask", "bits"])
-def test_ways_to_say_unusable(engine_type: type[FeatureEngine], kind: str) -> None:
+def test_ways_to_say_unusable(engine_type: type[FeatureEngine], kind: str, exact: float) -> None:
     uv = noise(6, 3)
     engine = engine_type(RATE_HZ, 3)
     engine.push(uv[:-50])
@@ -192,10 +192,10 @@ def test_ways_to_say_unusable(engine_type: type[FeatureEngine], kind: str) -> No
     engine.push(newest, bad)
     expected = engine_type(RATE_HZ, 2)
     expected.push(uv[:, [0, 2]])
-    assert close(engine.step(), expected.step())
+    assert close(engine.step(), expected.step(), exact)
 
 
-def test_an_unusable_sample_counts_as_long_as_it_touches_a_window(run: Run) -> None:
+def test_an_unusable_sample_counts_as_long_as_it_touches_a_window(run: Run, exact: float) -> None:
     uv = noise(16, 2)
     uv[1260, 1] = np.nan  # comes in step 26 and leaves the newest second with step 31
     states = dict(enumerate(run(uv, RATE_HZ), 1))
@@ -204,14 +204,14 @@ def test_an_unusable_sample_counts_as_long_as_it_touches_a_window(run: Run) -> N
     def without(name: str) -> list[int]:
         return [step for step in range(26, 81) if math.isnan(getattr(states[step], name))]
 
-    assert [step for step in range(26, 81) if states[step].alpha == pytest.approx(alone[step].alpha, abs=1e-12)] == [
-        *range(26, 31)
-    ]
+    assert [
+        step for step in range(26, 81) if states[step].alpha == pytest.approx(alone[step].alpha, abs=exact * 1e-3)
+    ] == [*range(26, 31)]
     assert without("coherence") == list(range(26, 31 + 19))
     assert without("plv") == list(range(26, 51))
 
 
-def test_fewer_than_two_good_channels_have_no_coherence(run: Run) -> None:
+def test_fewer_than_two_good_channels_have_no_coherence(run: Run, exact: float) -> None:
     uv = noise(8, 3)
     uv[:, 1:] = np.nan
     state = last(run(uv, RATE_HZ))
@@ -220,6 +220,7 @@ def test_fewer_than_two_good_channels_have_no_coherence(run: Run) -> None:
     assert close(
         dataclasses.replace(state, coherence=0, plv=0),
         dataclasses.replace(last(run(uv[:, :1], RATE_HZ)), coherence=0, plv=0),
+        exact,
     )
 
 
@@ -227,14 +228,14 @@ def test_no_good_channel_has_no_value(run: Run) -> None:
     assert np.isnan(dataclasses.astuple(last(run(np.full((2000, 2), np.nan), RATE_HZ)))).all()
 
 
-def test_a_dead_channel_is_left_out(run: Run) -> None:
+def test_a_dead_channel_is_left_out(run: Run, exact: float) -> None:
     uv = noise(12, 3)
     uv[:, 1] = 61379.36
     without = run(uv[:, [0, 2]], RATE_HZ)
-    assert all(close(one, other) for one, other in zip(run(uv, RATE_HZ), without, strict=True))
+    assert all(close(one, other, exact) for one, other in zip(run(uv, RATE_HZ), without, strict=True))
 
 
-def test_rails_and_steps_do_no_harm_afterwards(run: Run) -> None:
+def test_rails_and_steps_do_no_harm_afterwards(run: Run, exact: float) -> None:
     uv = noise(30, 3)
     harmed = uv.copy()
     harmed[500:800, 0] = 187_500
@@ -243,7 +244,7 @@ def test_rails_and_steps_do_no_harm_afterwards(run: Run) -> None:
     states, clean = run(harmed, RATE_HZ, bad=bits), run(uv, RATE_HZ)
     assert all(state is not None and 0 <= state.alpha <= 1 for state in states[5:])
     # PLV has no memory beyond its window; the averages keep a share of exp(-t / 4 s).
-    assert last(states).plv == pytest.approx(last(clean).plv, abs=1e-9)
+    assert last(states).plv == pytest.approx(last(clean).plv, abs=exact)
     assert last(states).alpha == pytest.approx(last(clean).alpha, abs=5e-3)
 
 

@@ -6,7 +6,7 @@ import scipy.signal
 from numpy.typing import NDArray
 
 from gateway.signal.bands import ALPHA
-from gateway.signal.phase import PhaseLocking, analytic_taps
+from gateway.signal.phase import PhaseLocking, analytic_filter
 
 RATE_HZ = 250.0
 MEAN_ERROR_MAX = 0.025
@@ -25,7 +25,7 @@ def feed(phase: PhaseLocking, samples: NDArray[np.float64], cut: int) -> None:
 
 
 def gain(rate_hz: float, frequency_hz: float) -> float:
-    taps = analytic_taps(rate_hz, ALPHA)
+    taps = analytic_filter(rate_hz, ALPHA).taps()
     return float(abs(np.sum(taps * np.exp(-2j * np.pi * frequency_hz / rate_hz * np.arange(len(taps))))))
 
 
@@ -41,9 +41,9 @@ def test_the_filter_scales_with_the_rate(rate_hz: float, count: int, decimation:
 @pytest.mark.parametrize("rate_hz", [100, 160, 250, 256, 2000])
 def test_the_filter_passes_the_band_and_positive_frequencies_alone(rate_hz: float) -> None:
     # An analytic signal of a sine has twice its positive half: gain 2 on half the amplitude is 1.
-    assert gain(rate_hz, 10.5) == pytest.approx(2, rel=0.02)
-    assert gain(rate_hz, 8) == pytest.approx(1, rel=0.02)
-    assert gain(rate_hz, 13) == pytest.approx(1, rel=0.02)
+    assert gain(rate_hz, 10.5) == pytest.approx(2, rel=1e-3)
+    assert gain(rate_hz, 8) == pytest.approx(1, rel=0.08)
+    assert gain(rate_hz, 13) == pytest.approx(1, rel=0.08)
     assert gain(rate_hz, -10.5) < 2e-3
     assert gain(rate_hz, 0) < 1e-12
     for hum_hz in (40, 49):
@@ -51,7 +51,7 @@ def test_the_filter_passes_the_band_and_positive_frequencies_alone(rate_hz: floa
 
 
 def test_the_filter_is_half_a_second_late() -> None:
-    taps = analytic_taps(256, ALPHA)
+    taps = analytic_filter(256, ALPHA).taps()
     assert np.argmax(np.abs(taps)) == 128
     np.testing.assert_allclose(taps, taps[::-1].conj(), atol=1e-15)
 

@@ -1,0 +1,94 @@
+/* Vectors of one float per channel: GCC's vector extensions, never wider than the instruction set.
+ *
+ * 16 bytes on baseline x86-64 (SSE2) and aarch64 (NEON). A translation unit that defines WARDLINK_V3 gets 32 bytes
+ * (AVX2, FMA) where it is built for x86-64, and nothing elsewhere. Knows no signal. */
+#ifndef WARDLINK_FEATURES_LANES_H
+#define WARDLINK_FEATURES_LANES_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#ifdef WARDLINK_V3
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#define LANE_BYTES (4 * LANES)
+#define ARENA_ALIGNMENT 64 /* a cache line, and more than any vector here needs */
+
+typedef float vf __attribute__((vector_size(LANE_BYTES)));
+typedef int32_t vi __attribute__((vector_size(LANE_BYTES)));
+typedef double vd __attribute__((vector_size(LANE_BYTES)));   /* half as many lanes */
+typedef int64_t vl __attribute__((vector_size(LANE_BYTES)));
+typedef float half_vf __attribute__((vector_size(LANE_BYTES / 2)));
+typedef float vf_anywhere __attribute__((vector_size(LANE_BYTES), aligned(4)));
+typedef double vd_anywhere __attribute__((vector_size(LANE_BYTES), aligned(8)));
+typedef float half_vf_anywhere __attribute__((vector_size(LANE_BYTES / 2), aligned(4)));
+
+INLINE vf splat(float value)
+{
+    return value - (vf){0}; /* -0.0 stays -0.0 */
+}
+
+INLINE vd splat_double(double value)
+{
+    return value - (vd){0};
+}
+
+INLINE vf where(vi mask, vf one, vf other)
+{
+    return (vf)((mask & (vi)one) | (~mask & (vi)other));
+}
+
+INLINE vf only(vi mask, vf value)
+{
+    return (vf)(mask & (vi)value);
+}
+
+INLINE vf root(vf value)
+{
+    vf result;
+    for (int lane = 0; lane < LANES; lane++)
+        result[lane] = __builtin_sqrtf(value[lane]);
+    return result;
+}
+
+INLINE int any(vi mask)
+{
+    int32_t found = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        found |= mask[lane];
+    return found != 0;
+}
+
+/* Sum of the lanes, in float64. */
+INLINE double total(vf value)
+{
+    half_vf half[2];
+    memcpy(half, &value, sizeof half);
+    vd sums = __builtin_convertvector(half[0], vd) + __builtin_convertvector(half[1], vd);
+    double sum = sums[0];
+    for (int lane = 1; lane < LANES / 2; lane++)
+        sum += sums[lane];
+    return sum;
+}
+
+/* A row of channels is written twice in a row, so that a load at an offset of 1..LANES - 1 rotates it. */
+INLINE void put_twice(float *row, vf value)
+{
+    *(vf *)row = value;
+    *(vf *)(row + LANES) = value;
+}
+
+INLINE vf rotated(const float *row, int lanes)
+{
+    return *(const vf_anywhere *)(row + lanes);
+}
+
+#endif
