@@ -19,6 +19,8 @@ const double POWERS[DECIMALS_MAX + 1] = {1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7,
 /* Up to here, digits behind the point can be counted in halves without rounding. */
 const double FIXED_END = 2251799813685248.0; /* 2^51 */
 
+const uint64_t ZEROS = UINT64_C(0x3030303030303030); /* "00000000" */
+
 /* Eight digits of a number below 10^8, the first one in the lowest byte. */
 inline uint64_t eight_digits(uint32_t number)
 {
@@ -115,8 +117,8 @@ inline char *put_shortest(char *to, double value)
     uint64_t high = eight_digits((uint32_t)(front % 100000000)), low = eight_digits((uint32_t)(number % 100000000));
     char text[64];
     text[0] = (char)('0' + front / 100000000);
-    put_eight(text + 1, high | UINT64_C(0x3030303030303030));
-    put_eight(text + 9, low | UINT64_C(0x3030303030303030));
+    put_eight(text + 1, high | ZEROS);
+    put_eight(text + 9, low | ZEROS);
     int first = 2 - (number >= UINT64_C(1000000000000000)) - (number >= UINT64_C(10000000000000000));
     int end = low ? 17 - __builtin_clzll(low) / 8 : high ? 9 - __builtin_clzll(high) / 8 : 1; /* no zeros at the end */
     int point = 17 + exponent; /* in text */
@@ -142,6 +144,14 @@ inline char *put_shortest(char *to, float value)
 
 inline char *put_shortest(char *to, int64_t value)
 {
+    if (value >= INT64_C(10000000000000000)) { /* times in ns since 1970 */
+        uint64_t number = (uint64_t)value;
+        to = std::to_chars(to, to + SIZE_MAX_OF_NUMBER, (uint32_t)(number / UINT64_C(10000000000000000))).ptr;
+        number %= UINT64_C(10000000000000000);
+        put_eight(to, eight_digits((uint32_t)(number / 100000000)) | ZEROS);
+        put_eight(to + 8, eight_digits((uint32_t)(number % 100000000)) | ZEROS);
+        return to + 16;
+    }
     return std::to_chars(to, to + SIZE_MAX_OF_NUMBER, value).ptr;
 }
 
@@ -173,7 +183,7 @@ inline char *put_fixed(char *to, double value, int decimals)
         int before_point = 8 - decimals;
         if (zeros > before_point - 1)
             zeros = before_point - 1;
-        digits |= UINT64_C(0x3030303030303030);
+        digits |= ZEROS;
         put_eight(to, digits >> 8 * zeros);
         to += before_point - zeros;
         to[0] = '.';

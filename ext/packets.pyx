@@ -6,6 +6,7 @@ Everything is checked and sized at the door; the loops themselves touch no Pytho
 
 import numpy
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
@@ -34,10 +35,10 @@ cdef enum:
     CYTON_STOP_LAST = 0xC6
     VALUE_BITS_MAX = 24
     BUFFER_BYTES_MAX = 64 * 1024 * 1024
+    PACKETS_AT_ONCE = 128
 
 cdef object empty = numpy.empty
 cdef object INT32 = numpy.dtype(numpy.int32)
-cdef object UINT8 = numpy.dtype(numpy.uint8)
 
 
 cdef inline Py_ssize_t next_start(const uint8_t *data, Py_ssize_t size, Py_ssize_t at) noexcept nogil:
@@ -67,21 +68,41 @@ cdef Py_ssize_t find(const uint8_t *data, Py_ssize_t size, int32_t *starts, Py_s
     return count
 
 
-cdef Py_ssize_t read_ends(
-    const uint8_t *data, const int32_t *starts, Py_ssize_t count, uint8_t *ends, int expected
+cdef Py_ssize_t read(
+    const uint8_t *data,
+    const int32_t *starts,
+    Py_ssize_t count,
+    int32_t *counts,
+    Py_ssize_t by_channel,
+    Py_ssize_t by_packet,
+    uint8_t *counters,
+    uint8_t *stops,
+    int expected,
 ) noexcept nogil:
-    """Counters, then stop bytes. Number of packets that the counters show missing."""
-    cdef Py_ssize_t lost = 0
-    cdef Py_ssize_t k
-    cdef const uint8_t *packet
-    cdef uint8_t next_counter = data[starts[0] + 1] if expected < 0 else <uint8_t> expected
-    for k in range(count):
-        packet = data + starts[k]
-        lost += <uint8_t> (packet[1] - next_counter)
-        next_counter = <uint8_t> (packet[1] + 1)
-        ends[k] = packet[1]
-        ends[count + k] = packet[CYTON_BYTES - 1]
+    """Number of packets that the counters show missing. `count` is not 0."""
+    cdef Py_ssize_t k, first
+    cdef Py_ssize_t end = 0
+    cdef uint32_t lost
+    while end < count:
+        # Both loops over a part that stays in the cache.
+        first = end
+        end = min(first + PACKETS_AT_ONCE, count)
+        cyton_counts(data, starts + first, end - first, counts + first * by_packet, by_channel, by_packet)
+        for k in range(first, end):
+            counters[k] = data[starts[k] + 1]
+            stops[k] = data[starts[k] + CYTON_BYTES - 1]
+    lost = 0 if expected < 0 else <uint8_t> (counters[0] - expected)
+    for k in range(1, count):
+        lost += <uint8_t> (counters[k] - counters[k - 1] - 1)
     return lost
+
+
+cdef bint all_inside(const int32_t *starts, Py_ssize_t count, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef bint outside = False
+    for k in range(count):
+        outside |= (starts[k] < 0) | (starts[k] > last)
+    return not outside
 
 
 cdef void unpack_little(const uint8_t *data, int bits, int32_t *values, Py_ssize_t count) noexcept nogil:
@@ -145,29 +166,31 @@ def read_packets(
     cdef Py_ssize_t size = size_of(buffer)
     cdef Py_ssize_t count = starts.shape[0]
     cdef Py_ssize_t lost = 0
-    cdef Py_ssize_t k
     cdef const uint8_t *data = buffer
     if not -1 <= expected <= 255:
         raise ValueError(f"a counter of {expected} is expected, which has one byte")
-    for k in range(count):
-        if not 0 <= starts[k] <= size - CYTON_BYTES:
-            raise ValueError(f"no packet of {CYTON_BYTES} bytes begins at {starts[k]} of {size}")
+    if count and not all_inside(&starts[0], count, size - CYTON_BYTES):
+        raise ValueError(f"a packet of {CYTON_BYTES} bytes begins outside of {size} bytes")
     counts = empty((count, CYTON_CHANNELS), INT32) if sample_major else empty((CYTON_CHANNELS, count), INT32)
-    ends = empty((2, count), UINT8)
+    counters = PyBytes_FromStringAndSize(NULL, count)
+    stops = PyBytes_FromStringAndSize(NULL, count)
     cdef int32_t[:, ::1] counts_written = counts
-    cdef uint8_t[:, ::1] ends_written = ends
+    cdef uint8_t *counters_written = <uint8_t *> PyBytes_AS_STRING(counters)
+    cdef uint8_t *stops_written = <uint8_t *> PyBytes_AS_STRING(stops)
     if count:
         with nogil:
-            lost = read_ends(data, &starts[0], count, &ends_written[0, 0], expected)
-            cyton_counts(
+            lost = read(
                 data,
                 &starts[0],
                 count,
                 &counts_written[0, 0],
                 1 if sample_major else count,
                 CYTON_CHANNELS if sample_major else 1,
+                counters_written,
+                stops_written,
+                expected,
             )
-    return counts, ends, lost
+    return counts, counters, stops, lost
 
 
 def muse_counts(bytes packets not None):

@@ -27,7 +27,6 @@ BUFFER_BYTES_MAX = 64 * 1024 * 1024
 """Most that one call takes: over two hours of a Cyton. Positions fit 32 bits."""
 
 Counts = NDArray[np.int32]
-Ends = NDArray[np.uint8]
 
 
 class ReadPackets(Protocol):
@@ -35,7 +34,7 @@ class ReadPackets(Protocol):
 
     def __call__(
         self, buffer: bytes, starts: NDArray[np.int32], expected: int = -1, sample_major: bool = False
-    ) -> tuple[Counts, Ends, int]:
+    ) -> tuple[Counts, bytes, bytes, int]:
         """See `read_packets`."""
 
 
@@ -55,7 +54,7 @@ def find_packets_plain(buffer: bytes) -> tuple[NDArray[np.int32], int]:
 
 def read_packets_plain(
     buffer: bytes, starts: NDArray[np.int32], expected: int = -1, sample_major: bool = False
-) -> tuple[Counts, Ends, int]:
+) -> tuple[Counts, bytes, bytes, int]:
     """The same as `read_packets`, in numpy."""
     _check_size(buffer)
     if not -1 <= expected < COUNTER_PERIOD:
@@ -66,12 +65,16 @@ def read_packets_plain(
         raise ValueError(f"a packet of {CYTON_BYTES} bytes begins outside of {len(buffer)} bytes")
     frames = np.frombuffer(buffer, dtype=np.uint8)[starts[:, np.newaxis] + np.arange(CYTON_BYTES)]
     counts = _values_of_24_bits(frames)
-    ends = np.ascontiguousarray(frames[:, [1, CYTON_BYTES - 1]].T)
-    counters = ends[0].astype(np.int64)
+    counters = frames[:, 1].astype(np.int64)
     lost = np.diff(counters) - 1
     if expected >= 0:
         lost = np.concatenate((counters[:1] - expected, lost))
-    return counts if sample_major else np.ascontiguousarray(counts.T), ends, int((lost % COUNTER_PERIOD).sum())
+    return (
+        counts if sample_major else np.ascontiguousarray(counts.T),
+        frames[:, 1].tobytes(),
+        frames[:, CYTON_BYTES - 1].tobytes(),
+        int((lost % COUNTER_PERIOD).sum()),
+    )
 
 
 def channel_counts_plain(packets: bytes) -> Counts:
@@ -137,10 +140,10 @@ is stray. The rest is shorter than a packet; it begins at the buffer's length wh
 Raises `ValueError` for more than `BUFFER_BYTES_MAX`.
 """
 read_packets: ReadPackets
-"""What is in the Cyton's packets that begin at `starts`: counts, counters with stop bytes, number of lost packets.
+"""What is in the Cyton's packets that begin at `starts`: counts, counters, stop bytes, number of lost packets.
 
 `starts`: int32 (n,), as from `find_packets`. `expected`: the counter that the first one should have; -1: any.
-Counts: int32 (8, n), or (n, 8) where `sample_major` is set. Counters and stop bytes: uint8 (2, n).
+Counts: int32 (8, n), or (n, 8) where `sample_major` is set. Counters and stop bytes: n bytes each.
 Lost: what the counters show missing before and between these packets; a multiple of 256 leaves no trace in them.
 Raises `ValueError` for packets that are not wholly in the buffer.
 """

@@ -37,7 +37,7 @@ CODEC = "delta-shuffle-zstd"
 _ZSTD_LEVEL = 3
 """Above 3 the size hardly falls and the time doubles."""
 VALUES_MAX = 64 * 1024 * 1024
-"""Most counts at once; a message is far smaller, see `gateway.wire.codec`."""
+"""Most counts at once; a message is far smaller, see `gateway.wire.messages`."""
 
 
 def typed_array(values: NDArray[Any]) -> CBORTag:
