@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 
 import msgspec
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_base, wait_random_exponential
 
 from gateway.assembly import Emit, RawAssembler, ReadingAssembler
@@ -34,7 +34,7 @@ from gateway.devices.base import (
     finish,
 )
 from gateway.devices.registry import Driver
-from gateway.errors import UnavailableError, WardlinkError
+from gateway.errors import RefusedError, UnavailableError, WardlinkError
 from gateway.links.base import Chunk, Link
 from gateway.samples import NS_PER_S, LossRecord, SampleBlock
 from gateway.settings import Device
@@ -126,11 +126,18 @@ class Acquisition:
         return utc_text(self._host.utc_ns(self.condition.since_ns))
 
     async def run(self) -> None:
-        """Connect, read, and connect again, until cancelled."""
+        """Connect, read, and connect again, until cancelled or until the source says that it has no more."""
+        try:
+            await self._keep_reading()
+        except RefusedError as error:
+            self._change(State.WAITING, str(error))
+            log.warning("%s: %s; it is not tried again", self.device.serial, error)
+
+    async def _keep_reading(self) -> None:
         while True:
             retrying = AsyncRetrying(
                 # A bug in one driver must not end the other devices: it is logged as one and tried again, too.
-                retry=retry_if_exception_type(Exception),
+                retry=retry_if_exception(_is_worth_another_try),
                 wait=self._wait,
                 before_sleep=self._log_retry,
             )
@@ -241,6 +248,10 @@ class Acquisition:
 def utc_text(time_ns: int) -> str:
     """UTC in ns since 1970 as ISO 8601, to the second."""
     return datetime.fromtimestamp(time_ns // NS_PER_S, UTC).isoformat()
+
+
+def _is_worth_another_try(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, RefusedError)
 
 
 class Segment:

@@ -7,17 +7,17 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from gateway import config, settings, status
 from gateway.acquisition import Acquisition, Outputs, State, utc_text
 from gateway.clock import HostClock
-from gateway.devices.registry import DRIVERS, SerialLine
+from gateway.devices.registry import DRIVERS, Asked
 from gateway.errors import DamagedError, UnavailableError
-from gateway.links.base import Link
+from gateway.reach import Reach, link_maker, reach
 from gateway.service import Service, install_signals
 from gateway.settings import Device, Settings
 from gateway.signal import features
@@ -36,6 +36,7 @@ CLOCK_REFRESH_S = 1.0
 STATUS_S = 5.0
 COMMIT_STALL_S = 60.0
 """A commit that is under way for so long without an error is a hung disk: the watchdog may restart us."""
+ASK_S_MAX = 10.0
 DAMAGED_HINT = "keep the file, move it out of the way and start again: a new outbox is begun"
 
 
@@ -82,11 +83,10 @@ class Gateway:
             window_messages=uplink.window_messages,
             resend_after_s=uplink.resend_after_s,
         )
-        outputs = Outputs(self.outbox.append, self.uplink.announce, self._show)
-        self.acquisitions = [
-            Acquisition(name, device, DRIVERS[device.driver], link_maker(device), self._host, outputs)
-            for device in self._settings.device
-        ]
+        self._outputs = Outputs(self.outbox.append, self.uplink.announce, self._show)
+        for device in self._settings.device:
+            if not isinstance(DRIVERS[device.driver].line, Asked):
+                self._add(device, Reach(DRIVERS[device.driver], link_maker(device)))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run everything until `stop` is set."""
@@ -103,6 +103,8 @@ class Gateway:
             if self._live:
                 running.append(tasks.create_task(self._live.run()))
             reading = [tasks.create_task(acquisition.run()) for acquisition in self.acquisitions]
+            asked = [one for one in self._settings.device if isinstance(DRIVERS[one.driver].line, Asked)]
+            reading += [tasks.create_task(self._ask_and_read(device)) for device in asked]
             self._service.ready()
             await stop.wait()
             self._service.stopping()
@@ -116,6 +118,18 @@ class Gateway:
                 task.cancel()
         with contextlib.suppress(UnavailableError):
             await asyncio.to_thread(status.write, self._state_folder, self.current_status(running=False))
+
+    def _add(self, device: Device, found: Reach) -> Acquisition:
+        name = self._settings.gateway.id
+        self.acquisitions.append(Acquisition(name, device, found.driver, found.link, self._host, self._outputs))
+        return self.acquisitions[-1]
+
+    async def _ask_and_read(self, device: Device) -> None:
+        """Read a source that says itself what it gives; it may be away at first."""
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(UnavailableError), wait=wait_random_exponential(max=ASK_S_MAX)
+        )
+        await self._add(device, await attempts(reach, device)).run()
 
     async def _drain(self, uplink: Uplink) -> None:
         """Send what is left, for a short time: what then remains is sent after the next start."""
@@ -185,7 +199,7 @@ class Gateway:
         session = self.uplink.session
         broker = "connected" if session.connected.is_set() else f"broker away: {session.last_error}"
         parts = [
-            f"{streaming}/{len(self.acquisitions)} devices streaming",
+            f"{streaming}/{len(self._settings.device)} devices streaming",
             f"{self.outbox.holding.rows} blocks waiting",
             broker,
         ]
@@ -230,17 +244,3 @@ def make_store(chosen: Settings, *, read_only: bool = False) -> Store:
     assert chosen.spool.redis_url is not None
     password = config.secret(settings.REDIS_PASSWORD)
     return RedisStore(chosen.spool.redis_url, chosen.gateway.id, password, read_only=read_only)
-
-
-def link_maker(device: Device) -> Callable[[], Link]:
-    """What makes a new link to a device for every connection; the libraries are loaded only where needed."""
-    line = DRIVERS[device.driver].line
-    if isinstance(line, SerialLine):
-        from gateway.links.serial_port import SerialLink  # noqa: PLC0415
-
-        assert device.port is not None
-        return partial(SerialLink, device.port, line.baud_rate, parity=line.parity, flow_control=line.flow_control)
-    from gateway.links.ble import BleLink  # noqa: PLC0415
-
-    assert device.address is not None
-    return partial(BleLink, device.address.upper(), line.notify, line.read)

@@ -83,6 +83,16 @@ class Device(Section, frozen=True):
     """BLE devices: the Bluetooth address."""
     channels: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=256)] | None = None
     """Electrode names in the order of the device's inputs."""
+    file: str | None = None
+    """Replay only: the recording."""
+    paced: bool = True
+    """Replay only: at real speed, not as fast as possible."""
+    repeat: bool = False
+    """Replay only: from the beginning again at its end."""
+    board_id: int | None = None
+    """BrainFlow only: its number of the board."""
+    stream: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """LSL only: the name of the stream."""
     auxiliary: Literal["acceleration", "analog", "digital"] | None = None
     """Cyton only: a further signal from its auxiliary bytes."""
     brain_state: bool = True
@@ -198,7 +208,17 @@ def _check_devices(path: Path, devices: tuple[Device, ...]) -> None:
 
 
 def _check_place(path: Path, key: str, device: Device, driver: registry.Driver) -> None:
-    """Where the device is: a port or an address, as its link is."""
+    """Where the device is: a port, an address, or what else its link needs."""
+    needed = {
+        registry.LinkKind.FILE: ("file", device.file, "the path of a recording"),
+        registry.LinkKind.BRAINFLOW: ("board_id", device.board_id, "brainflow.readthedocs.io lists the boards"),
+        registry.LinkKind.LSL: ("stream", device.stream, "the stream's name, as the program that streams shows it"),
+    }.get(driver.link)
+    if needed is not None:
+        name, value, hint = needed
+        if value is None:
+            raise config.problem(path, f"{key}.{name}", "missing", hint=hint)
+        return
     if driver.link is registry.LinkKind.SERIAL:
         if not device.port:
             raise config.problem(path, f"{key}.port", "missing", hint="ls -l /dev/serial/by-id shows stable names")

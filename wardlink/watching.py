@@ -14,11 +14,11 @@ import msgspec
 
 from gateway import settings, status
 from gateway.acquisition import Acquisition, Outputs
-from gateway.app import link_maker
 from gateway.clock import HostClock
 from gateway.devices.registry import DRIVERS, LinkKind
 from gateway.errors import EXIT_OK, ConfigError, UnavailableError
 from gateway.links.base import Link
+from gateway.reach import reach
 from gateway.service import install_signals
 from gateway.settings import Device, Settings
 from gateway.signal.features import Features
@@ -35,7 +35,7 @@ def watch(config: Path, serial: str, seconds: float | None) -> int:
     _refuse_while_it_is_read(chosen, device)
     # Its electrodes are judged by raw samples, whatever is sent of them.
     device = msgspec.structs.replace(device, raw=True)
-    asyncio.run(_watch(chosen.gateway.id, device, link_maker(device), seconds))
+    asyncio.run(_watch(chosen.gateway.id, device, seconds))
     return EXIT_OK
 
 
@@ -65,11 +65,12 @@ def _refuse_while_it_is_read(chosen: Settings, device: Device) -> None:
         )
 
 
-async def _watch(gateway: str, device: Device, make: Callable[[], Link], seconds: float | None) -> None:
+async def _watch(gateway: str, device: Device, seconds: float | None) -> None:
     stop = asyncio.Event()
     install_signals(stop)
+    found = await reach(device)
+    driver, make = found.driver, found.link
     await _refuse_busy_port(device, make)
-    driver = DRIVERS[device.driver]
     host, values = HostClock(), LiveValues(driver.decoder(device.options).signals)
     outputs = Outputs(values.take, values.learn, _unseen)
     acquisition = Acquisition(gateway, device, driver, make, host, outputs)

@@ -28,6 +28,9 @@ class LinkKind(Enum):
 
     SERIAL = "serial"
     BLE = "BLE"
+    FILE = "file"
+    BRAINFLOW = "BrainFlow"
+    LSL = "LSL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,18 @@ class Characteristics:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A source that says itself what it gives, when it is asked through its library."""
+
+    link: LinkKind
+
+
+@dataclass(frozen=True, slots=True)
 class Driver:
     """How to reach a kind of device and how to read it."""
 
     description: str
-    line: SerialLine | Characteristics
+    line: SerialLine | Characteristics | Asked
     decoder: Callable[[Options], Decoder]
     """Makes a decoder for one connection."""
     start_timeout_s: float
@@ -77,7 +87,13 @@ class Driver:
     @property
     def link(self) -> LinkKind:
         """What carries the device's bytes."""
-        return LinkKind.SERIAL if isinstance(self.line, SerialLine) else LinkKind.BLE
+        match self.line:
+            case SerialLine():
+                return LinkKind.SERIAL
+            case Characteristics():
+                return LinkKind.BLE
+            case Asked(link):
+                return link
 
 
 def _cyton(options: Options) -> Decoder:
@@ -117,6 +133,14 @@ def _serial(
     description: str, decoder: Callable[[], Decoder], line: SerialLine, silence_timeout_s: float, start_s: float = 5.0
 ) -> Driver:
     return Driver(description, line, lambda _options: decoder(), start_s, silence_timeout_s)
+
+
+def _not_asked(_options: Options) -> Decoder:
+    raise AssertionError("gateway.reach completes this driver with what its source says")
+
+
+def _asked(description: str, link: LinkKind, silence_timeout_s: float) -> Driver:
+    return Driver(description, Asked(link), _not_asked, 20.0, silence_timeout_s)
 
 
 DRIVERS = {
@@ -172,11 +196,17 @@ DRIVERS = {
     "nonin": _serial("Nonin OEM III, Xpod (data format 2)", NoninFormat2Decoder, SerialLine(9_600), 2.0),
     "nonin_wristox2": _serial("Nonin WristOx2 3150 (data format 7)", NoninFormat7Decoder, SerialLine(9_600), 2.0),
     "nonin_onyx": _serial(
-        "Nonin Onyx II (data format 7)", lambda: NoninFormat7Decoder(SELECT_ONYX), SerialLine(9_600), 2.0
+        "Nonin Onyx II (data format 7)",
+        lambda: NoninFormat7Decoder(SELECT_ONYX, "Nonin Onyx II"),
+        SerialLine(9_600),
+        2.0,
     ),
     "contec": _serial("Contec CMS50D+ from firmware 4.6 on, CMS50E", ContecDecoder, SerialLine(115_200), 3.0),
     "contec_old": _serial(
         "Contec CMS50D+ before firmware 4.6", ContecOldDecoder, SerialLine(19_200, "odd", "xon_xoff"), 3.0
     ),
     "gps": _serial("GPS receiver (NMEA 0183)", GpsDecoder, SerialLine(9_600), 10.0, 20.0),
+    "replay": _asked("Recording: OpenBCI text, Muse CSV, EDF, BDF, XDF, NMEA log", LinkKind.FILE, 60.0),
+    "brainflow": _asked("Any board that BrainFlow knows (extra brainflow, x86-64)", LinkKind.BRAINFLOW, 3.0),
+    "lsl": _asked("A stream of the Lab Streaming Layer (extra lsl)", LinkKind.LSL, 5.0),
 }

@@ -20,7 +20,6 @@ from tenacity import RetryCallState, wait_none
 from tenacity.wait import wait_base
 
 from gateway.acquisition import BACKOFF_S_MAX, Acquisition, Outputs, State
-from gateway.app import link_maker
 from gateway.clock import HostClock
 from gateway.devices.base import Event, Reading, SignalSpec
 from gateway.devices.cyton import microvolts_per_count
@@ -28,6 +27,7 @@ from gateway.devices.registry import DRIVERS, Driver
 from gateway.errors import UnavailableError
 from gateway.links.base import Chunk, Link
 from gateway.links.serial_port import SerialLink
+from gateway.reach import link_maker
 from gateway.samples import BRAIN_STATE, EEG, VITAL_SIGNS, LossRecord, SampleBlock
 from gateway.settings import Device
 from gateway.signal.features import Features

@@ -25,6 +25,7 @@ from gateway.links.ble import BleLink
 from gateway.links.serial_port import SerialLink
 from gateway.live.redis_live import current_key
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
+from gateway.reach import link_maker
 from gateway.samples import BRAIN_STATE, EEG, VITAL_SIGNS, LossRecord, SampleBlock
 from gateway.settings import Settings
 from gateway.spool.redis_store import RedisStore
@@ -417,7 +418,7 @@ async def test_links_and_stores_are_those_of_the_settings(
     mosquitto_server: Mosquitto, configure: Configure, tmp_path: Path
 ) -> None:
     chosen = await configure(mosquitto_server)
-    cyton, strap = (app.link_maker(device) for device in chosen.device)
+    cyton, strap = (link_maker(device) for device in chosen.device)
     assert isinstance(cyton(), SerialLink)
     assert cyton() is not cyton()
     assert cyton().name == str(tmp_path / "cyton")

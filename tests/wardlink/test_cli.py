@@ -281,7 +281,7 @@ def test_a_gateway_that_is_made_loads_no_redis_that_it_does_not_use(config: Path
 
 def test_a_gateway_loads_the_links_of_its_devices() -> None:
     code = (
-        "from gateway.app import link_maker; from gateway.settings import Device;"
+        "from gateway.reach import link_maker; from gateway.settings import Device;"
         "link_maker(Device(driver='cyton', serial='C', port='/dev/x'))"
     )
     got = loaded(code)

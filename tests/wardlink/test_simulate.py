@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.app import link_maker
 from gateway.devices.base import Reading, Samples, Send
 from gateway.devices.registry import DRIVERS, Options
 from gateway.links.base import Link
+from gateway.reach import link_maker
 from gateway.settings import Device
 from gateway.virtual.recordings import fit_to_cyton, load_recording
 from gateway.virtual.twins import TWINS
