@@ -76,15 +76,16 @@ inline uint64_t round_to_odd(uint64_t a, uint64_t b)
 
 /* Shortest digits of c x 2^q, which is no power of two and no integer, 2^52 < c < 2^53, -61 <= q <= -3: the digits,
  * of which there are 15 to 17, and their power of ten. Schubfach (R. Giulietti, "The Schubfach way to render doubles",
- * 2020), where in this range all powers of ten are exact. */
+ * 2020). In this range all powers of ten are exact, and half-way to its neighbours a value has more decimals than any
+ * candidate: whether the ends of the interval belong to it does not matter. */
 inline uint64_t shortest_digits(uint64_t c, int q, int *exponent)
 {
     int k = q * 1262611 >> 22; /* floor(q x log10(2)) */
     Power power = TENS.of[-k];
     int shift = q + power.log2 + 1;
-    uint64_t below = round_to_odd(power.shifted, (4 * c - 2) << shift) + c % 2;
+    uint64_t below = round_to_odd(power.shifted, (4 * c - 2) << shift);
     uint64_t middle = round_to_odd(power.shifted, 4 * c << shift);
-    uint64_t above = round_to_odd(power.shifted, (4 * c + 2) << shift) - c % 2;
+    uint64_t above = round_to_odd(power.shifted, (4 * c + 2) << shift);
     uint64_t digits = middle / 4;
     uint64_t fewer = digits / 10;
     bool fewer_below = below <= 40 * fewer, fewer_above = 40 * fewer + 40 <= above;

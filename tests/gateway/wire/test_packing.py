@@ -81,8 +81,9 @@ def test_what_does_not_fit_is_refused(kernels: Any) -> None:
     for wrong in (np.zeros((2, 2)), np.zeros((2, 2), dtype=np.uint32), np.zeros(4, dtype=np.int32)):
         with pytest.raises(ValueError, match=r"\w"):
             kernels.planes_of(wrong)
-    with pytest.raises(ValueError, match="are not 2 x 3 counts"):
-        kernels.counts_of(bytes(23), 2, 3)
+    for size in (0, 23, 25):
+        with pytest.raises(ValueError, match="are not 2 x 3 counts"):
+            kernels.counts_of(bytes(size), 2, 3)
     for samples, channels in ((-1, 3), (3, -1), (-1, -1), (2**40, 2**40), (packing.VALUES_MAX + 1, 1)):
         with pytest.raises(ValueError, match="at once"):
             kernels.counts_of(b"", samples, channels)
