@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from cloud_sync import line_protocol
 from cloud_sync import settings as cloud_settings
 from cloud_sync.binding import Bindings
 from cloud_sync.consumer import Consumer
@@ -22,6 +23,7 @@ from cloud_sync.settings import Settings
 from cloud_sync.timeseries import InfluxV1, InfluxV2, TimeSeries
 from gateway.errors import ConfigError, UnavailableError
 from gateway.service import Service, install_signals
+from gateway.wire import packing
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ async def run(settings: Settings) -> None:
     Stores or a broker that are away are waited for, with the reason in the status.
     """
     cloud_settings.check(settings)
+    log.info("kernels: line protocol %s, packing %s", line_protocol.IMPLEMENTATION, packing.IMPLEMENTATION)
     for warning in cloud_settings.warnings(settings):
         log.warning("%s", warning)
     lock = await asyncio.to_thread(_only_one, Path(settings.bridge.state_dir), settings.bridge.id)

@@ -15,6 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from gateway import config, settings, status
 from gateway.acquisition import Acquisition, Outputs, State, utc_text
 from gateway.clock import HostClock
+from gateway.devices import packets
 from gateway.devices.registry import DRIVERS, Asked
 from gateway.errors import DamagedError, UnavailableError
 from gateway.reach import Reach, link_maker, reach
@@ -26,6 +27,7 @@ from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Store
 from gateway.uplink.uplink import Uplink
+from gateway.wire import packing
 
 if TYPE_CHECKING:
     from gateway.live.redis_live import RedisLive
@@ -37,6 +39,12 @@ STATUS_S = 5.0
 COMMIT_STALL_S = 60.0
 """A commit that is under way for so long without an error is a hung disk: the watchdog may restart us."""
 ASK_S_MAX = 10.0
+IMPLEMENTATIONS = {
+    "features": features.IMPLEMENTATION,
+    "packets": packets.IMPLEMENTATION,
+    "packing": packing.IMPLEMENTATION,
+}
+"""Which implementation of each kernel runs: the compiled one, unless it was not built or somebody chose otherwise."""
 DAMAGED_HINT = "keep the file, move it out of the way and start again: a new outbox is begun"
 
 
@@ -44,6 +52,8 @@ async def run(chosen: Settings) -> None:
     """Run the gateway until SIGTERM or SIGINT. Raises `WardlinkError` for what it cannot live without."""
     stop = asyncio.Event()
     install_signals(stop)
+    features.check_choice()
+    log.info("kernels: %s", ", ".join(f"{name} {which}" for name, which in IMPLEMENTATIONS.items()))
     gateway = await asyncio.to_thread(Gateway, chosen)  # it reads credential files
     try:
         await gateway.open()
@@ -59,6 +69,7 @@ class Gateway:
         name = chosen.gateway.id
         self._service = Service()
         self._host = HostClock()
+        self._started = utc_text(time.time_ns())
         spool = chosen.spool
         self.outbox = Outbox(
             make_store(chosen), name, Limits(spool.commit_interval_s, spool.commit_blocks, spool.bytes_max)
@@ -182,11 +193,29 @@ class Gateway:
             pid=os.getpid(),
             written=utc_text(time.time_ns()),  # the clock that a reader compares it with
             running=running,
-            devices=[_device_status(one) for one in self.acquisitions],
+            devices=[*(_device_status(one) for one in self.acquisitions), *self._unanswered()],
             outbox=status.OutboxStatus(holding.rows, holding.size, self.outbox.problem),
             broker=status.BrokerStatus(connected, "" if connected else str(session.last_error or "")),
-            implementations={"features": str(getattr(features, "IMPLEMENTATION", "numpy"))},
+            implementations=IMPLEMENTATIONS,
         )
+
+    def _unanswered(self) -> list[status.DeviceStatus]:
+        """Sources that have not said yet what they give."""
+        answered = {one.device.serial for one in self.acquisitions}
+        return [
+            status.DeviceStatus(
+                device.serial,
+                device.driver,
+                device.port or device.address or "",
+                State.WAITING,
+                "it has not answered yet",
+                self._started,
+                0,
+                0,
+            )
+            for device in self._settings.device
+            if device.serial not in answered
+        ]
 
     @property
     def _state_folder(self) -> Path:

@@ -16,7 +16,7 @@ import rich.text  # noqa: F401
 
 from cloud_sync.registry.database import Connection, Database
 from gateway.errors import EXIT_OK
-from wardlink.terminal import show_rows
+from wardlink.terminal import harmless, show_rows
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 Handler: TypeAlias = Callable[[argparse.Namespace, str], Awaitable[int]]
@@ -107,7 +107,7 @@ def _plain(value: object) -> str | None:
         return None
     if isinstance(value, datetime):
         return value.isoformat(" ", "milliseconds")
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value))
+    return harmless(str(value))
 
 
 def say_list(args: argparse.Namespace, rows: Sequence[dict[str, Any]], columns: str, title: str) -> int:

@@ -15,6 +15,7 @@ from gateway.devices.base import SignalSpec
 from gateway.samples import BRAIN_STATE, EEG, NS_PER_S, QUALITY, LossRecord, SampleBlock
 from gateway.signal.electrodes import Electrode, ElectrodeState, electrode_states
 from gateway.wire.messages import DeviceMeta
+from wardlink.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -111,7 +112,7 @@ class LiveValues:
         if facts is None:
             return []
         battery = "" if facts.battery_pct is None else f"battery {facts.battery_pct:g} %"
-        return [_harmless(text) for text in (facts.model or "", facts.firmware or "", battery) if text]
+        return [harmless(text) for text in (facts.model or "", facts.firmware or "", battery) if text]
 
 
 def plain_line(acquisition: Acquisition, values: LiveValues) -> str:
@@ -147,15 +148,10 @@ def table(acquisition: Acquisition, values: LiveValues) -> RenderableType:
 def _condition(acquisition: Acquisition) -> str:
     condition = acquisition.condition
     text = f"{acquisition.device.serial} {condition.state}"
-    return text if condition.state is State.STREAMING else _harmless(f"{text}: {condition.reason}")
+    return text if condition.state is State.STREAMING else harmless(f"{text}: {condition.reason}")
 
 
 def _number(value: float, signal: str) -> str:
     if math.isnan(value):
         return "no value"
     return f"{value:.2f}" if signal == BRAIN_STATE else f"{value:.6g}"
-
-
-def _harmless(text: str) -> str:
-    """A device chose it: nothing in it may steer the terminal."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.devices.identify import ble_drivers, serial_drivers
 from gateway.errors import EXIT_FAILURE, EXIT_OK, UnavailableError
-from wardlink.terminal import show_rows
+from wardlink.terminal import harmless, show_rows
 
 Row = dict[str, Any]
 COLUMNS = ("link", "place", "name", "drivers", "rssi_dbm", "battery_pct", "note")
@@ -43,7 +43,7 @@ def scan(seconds: float, adapter: str | None, *, as_json: bool) -> int:
     fitting = next((row for row in found if row["drivers"] and not row["connected"]), None)
     if fitting is not None:
         option = "--port" if fitting["link"] == "serial" else "--address"
-        print(f"next: wardlink gateway add {fitting['drivers'][0]} SERIAL {option} {_harmless(fitting['place'])}")
+        print(f"next: wardlink gateway add {fitting['drivers'][0]} SERIAL {option} {harmless(fitting['place'])}")
     return EXIT_OK
 
 
@@ -86,8 +86,8 @@ def _words(row: Row) -> Row:
         note = CANDIDATES_NOTE
     battery = row["battery_pct"]
     return row | {
-        "place": _harmless(row["place"]),
-        "name": _harmless(row["name"]),
+        "place": harmless(row["place"]),
+        "name": harmless(row["name"]),
         "drivers": ", ".join(row["drivers"]) or "(unknown)",
         "battery_pct": None if battery is None else f"{battery:g}",
         "note": note,
@@ -96,7 +96,7 @@ def _words(row: Row) -> Row:
 
 def _warn(side: str, error: UnavailableError) -> None:
     hint = f" (hint: {error.hint})" if error.hint else ""
-    print(f"warning: {side} not scanned: {_harmless(error.message)}{hint}", file=sys.stderr)
+    print(f"warning: {side} not scanned: {harmless(error.message)}{hint}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -109,8 +109,3 @@ def _progress(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
-
-
-def _harmless(text: str) -> str:
-    """Whoever stands in the next room chooses the name of their device: nothing in it may steer the terminal."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

@@ -49,12 +49,12 @@ def show_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_j
 def show_error(error: WardlinkError) -> int:
     """Print one expected error on standard error and return the exit code that belongs to it."""
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    print("\x1b[1;31merror:\x1b[0m" if coloured else "error:", _harmless(error.message), file=sys.stderr)
+    print("\x1b[1;31merror:\x1b[0m" if coloured else "error:", harmless(error.message), file=sys.stderr)
     if error.hint:
-        print("hint:", _harmless(error.hint), file=sys.stderr)
+        print("hint:", harmless(error.hint), file=sys.stderr)
     return error.exit_code
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Devices, files and peers are quoted in errors: nothing in them may steer the terminal."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
