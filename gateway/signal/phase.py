@@ -69,7 +69,8 @@ def analytic_filter(rate_hz: float, band: Band) -> AnalyticFilter:
     at = np.arange(count) - (count - 1) / 2
     # A window's end points that are 0, or nearly so, are left out: every tap counts.
     low_pass = np.kaiser(count + 2, _FIRST_KAISER)[1:-1] * np.sinc(at / decimation)
-    first = np.convolve(low_pass * _turning(at * centre), [1j, *([0] * (apart - 1)), -1j])
+    difference = np.array([1j, *([0] * (apart - 1)), -1j], dtype=np.complex128)
+    first: NDArray[np.complex128] = np.convolve(low_pass * _turning(at * centre), difference)
     reach = len(first) // 2
     first /= (first @ _turning(np.arange(reach, -reach - 1, -1) * centre)).real
 
@@ -82,7 +83,7 @@ def analytic_filter(rate_hz: float, band: Band) -> AnalyticFilter:
     return AnalyticFilter(decimation, first, 2 * second / second.sum(), centre)
 
 
-def _turning(turns: NDArray[np.float64]) -> NDArray[np.complex128]:
+def _turning(turns: NDArray[np.floating]) -> NDArray[np.complex128]:
     return np.asarray(np.exp(2j * np.pi * turns), dtype=np.complex128)
 
 
