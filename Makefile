@@ -5,10 +5,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+ONLY ?=
 
 export PYTHON VENV
 
-.PHONY: help demo test lint lint-style lint-format lint-types lint-imports lint-cython setup setup-test clean
+.PHONY: help demo test bench lint lint-style lint-format lint-types lint-imports lint-cython setup setup-test clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -19,6 +20,10 @@ demo: setup ## the whole chain for 30 s on private servers and virtual devices; 
 
 test: setup-test ## the whole test suite; ARGS go to pytest
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: ## how far ahead of its peers it is, as a table and as build/bench.json; ONLY=kernels or ONLY=devices
+	@sh .ci/setup dev,bench
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python tests/bench/run.py $(ONLY)
 
 lint: lint-style lint-format lint-types lint-imports lint-cython ## all linters; -k shows what each of them finds
 
