@@ -6,16 +6,27 @@ import math
 
 import numpy
 
-from gateway.signal.bands import CHANNELS_MAX, DEFAULT_SETTINGS, LATENCY_S, SEGMENT_S, STEP_S, check_stream, samples_in
+from gateway.signal.bands import (
+    CHANNELS_MAX,
+    DEFAULT_SETTINGS,
+    LATENCY_S,
+    SEGMENT_S,
+    STEP_S,
+    check_stream,
+    check_window,
+    phase_bins,
+    samples_in,
+)
 from gateway.signal.conditioning import filter_sections
 from gateway.signal.phase import SILENT_UV, PhaseLocking, analytic_filter
 from gateway.signal.plan import transform_plan
 from gateway.signal.quality import unusable
 from gateway.signal.spectra import COHERENCE_SEGMENTS_MIN, FLAT_UV2, decay_of, hann, hann_correlation
-from gateway.signal.state import UV_MAX, Features
+from gateway.signal.state import UV_MAX, Features, WindowFeatures
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free
 
 
 cdef extern from "Python.h":
@@ -31,7 +42,7 @@ cdef extern from *:
     #pragma GCC push_options
     #pragma GCC target("avx2,fma")
     #endif
-    #include "features_engine.h"
+    #include "features_window.h"
     #if defined(__GNUC__) && defined(__x86_64__) && defined(WARDLINK_V3)
     #pragma GCC pop_options
     #endif
@@ -81,6 +92,35 @@ cdef extern from *:
         Py_ssize_t piece
         double *scratch
 
+    ctypedef struct transform:
+        int length
+        int parts
+        int part_length
+        int stages
+        int radix[12]
+
+    ctypedef struct window:
+        int channels
+        int width
+        int samples
+        int segments
+        int hop
+        double limit_uv
+        int band_start[5]
+        int band_stop[5]
+        int start
+        int stop
+        int entropy_start
+        int entropy_stop
+        double flat
+        int phase_start
+        int phase_stop
+        transform segment
+        transform whole
+        void *arena
+
+    bint window_open(window *)
+    void window_analyse(window *, const double *, Py_ssize_t, double *, double *, double *, double *) nogil
     engine *engine_new(const definition *, int, int, const int *, int, const double *, const double *)
     void engine_free(engine *)
     void engine_reset(engine *) nogil
@@ -287,3 +327,105 @@ cdef class FeatureEngine:
         put(PLV, features, found.plv)
         put(ENTROPY, features, found.entropy)
         return features
+
+
+cdef int plan(transform *to, int length, int bin_count) except -1:
+    to.length = length
+    to.parts, radices = transform_plan(length, bin_count)
+    to.part_length = length // to.parts
+    to.stages = len(radices)
+    for k, radix in enumerate(radices):
+        to.radix[k] = radix
+    return 0
+
+
+cdef class WindowAnalysis:
+    """See `gateway.signal.numpy_window.WindowAnalysis`."""
+
+    cdef window _window
+    cdef object _features
+    cdef double[:, ::1] _relative_power
+    cdef double[::1] _entropy
+    cdef double[:, ::1] _coherence
+    cdef double[::1] _plv
+    cdef bint _busy
+
+    def __cinit__(self, rate_hz, channel_count, sample_count, settings=DEFAULT_SETTINGS):
+        cdef window *w = &self._window
+        check_stream(rate_hz, channel_count)
+        check_window(rate_hz, sample_count)
+        length = samples_in(SEGMENT_S, rate_hz)
+        wanted = (*settings.bands, settings.entropy_band)
+        w.channels, w.samples = channel_count, sample_count
+        w.hop = length - length // 2
+        w.segments = (sample_count - length) // w.hop + 1
+        w.limit_uv = UV_MAX
+        for k, band in enumerate(settings.bands):
+            w.band_start[k], w.band_stop[k] = band.bins().start, band.bins().stop
+        w.entropy_start, w.entropy_stop = settings.entropy_band.bins().start, settings.entropy_band.bins().stop
+        w.start = min(band.bins().start for band in wanted)
+        w.stop = max(band.bins().stop for band in wanted)
+        # Densities are 2 |X|^2 / (rate x sum of the window's squares); the transform gives 2 X.
+        w.flat = FLAT_UV2 * 2 * rate_hz * float(numpy.sum(hann(length) ** 2))
+        kept = phase_bins(settings.coherence_band, rate_hz, sample_count)
+        w.phase_start, w.phase_stop = kept.start, kept.stop
+        plan(&w.segment, length, w.stop + 1)
+        plan(&w.whole, sample_count, w.phase_stop)
+        if not window_open(w):
+            raise MemoryError
+        pairs = channel_count * (channel_count - 1) // 2
+        self._features = WindowFeatures(
+            numpy.empty((5, channel_count)),
+            numpy.empty(channel_count),
+            numpy.empty((5, pairs)),
+            numpy.empty(pairs),
+        )
+        self._relative_power = self._features.relative_power
+        self._entropy = self._features.entropy
+        self._coherence = self._features.coherence
+        self._plv = self._features.plv
+
+    def __dealloc__(self):
+        free(self._window.arena)
+
+    def analyse(self, uv):
+        """Features of `uv`: uV (samples, channels)."""
+        cdef window *w = &self._window
+        cdef Py_buffer view
+        cdef const double *samples
+        cdef Py_ssize_t stride
+        if self._busy:
+            raise RuntimeError("a window analysis works for one thread at a time")
+        PyObject_GetBuffer(uv, &view, PyBUF_FORMAT | PyBUF_STRIDES)
+        try:
+            if view.ndim != 2 or view.shape[0] != w.samples or view.shape[1] != w.channels:
+                raise ValueError(f"samples have shape {uv.shape}, expected {(w.samples, w.channels)}")
+            samples, stride = <const double *> view.buf, view.strides[0] // 8
+            if (
+                view.format[0] != b"d" or view.format[1] != 0 or view.strides[1] != 8 or view.strides[0] % 8
+                or (<size_t> view.buf) % 8 or w.channels != w.width
+            ):
+                return self._padded(uv)
+            self._busy = True
+            with nogil:
+                window_analyse(
+                    w, samples, stride, &self._relative_power[0, 0], &self._entropy[0], &self._coherence[0, 0],
+                    &self._plv[0],
+                )
+            self._busy = False
+            return self._features
+        finally:
+            PyBuffer_Release(&view)
+
+    def _padded(self, uv):
+        cdef window *w = &self._window
+        cdef double[:, ::1] samples = numpy.zeros((w.samples, w.width))
+        numpy.asarray(samples)[:, : w.channels] = uv
+        cdef double none = 0
+        cdef double *coherence = &self._coherence[0, 0] if w.channels > 1 else &none
+        cdef double *plv = &self._plv[0] if w.channels > 1 else &none
+        self._busy = True
+        with nogil:
+            window_analyse(w, &samples[0, 0], w.width, &self._relative_power[0, 0], &self._entropy[0], coherence, plv)
+        self._busy = False
+        return self._features

@@ -16,6 +16,8 @@ RATE_HZ_MAX = 2000.0
 CHANNELS_MAX = 64
 SEGMENT_S = 1.0
 """Length of a Hann segment, so a spectrum's bins are 1 Hz apart."""
+WINDOW_S_MAX = 10.0
+"""Of a window analysed at once: its spectrum is worked through bin by bin, sample by sample."""
 STEP_S = BRAIN_STATE_PERIOD_NS / NS_PER_S
 """From one segment, and one state, to the next."""
 LATENCY_S = SEGMENT_S / 2
@@ -119,6 +121,18 @@ DEFAULT_SETTINGS = FeatureSettings()
 def samples_in(duration_s: float, rate_hz: float) -> int:
     """Number of samples nearest to a duration; halves round up."""
     return math.floor(duration_s * rate_hz + 0.5)
+
+
+def phase_bins(band: Band, rate_hz: float, sample_count: int) -> range:
+    """Numbers of the bins of a window's own spectrum, rate / samples apart, that lie in a band."""
+    return range(math.ceil(band.low_hz * sample_count / rate_hz), math.ceil(band.high_hz * sample_count / rate_hz))
+
+
+def check_window(rate_hz: float, sample_count: int) -> None:
+    """Raise `ValueError` unless a window has a segment or more, an even number of samples, and no more than 10 s."""
+    low, high = samples_in(SEGMENT_S, rate_hz), samples_in(WINDOW_S_MAX, rate_hz)
+    if not low <= sample_count <= high or sample_count % 2:
+        raise ValueError(f"a window of {sample_count} samples, expected an even number of {low}..{high}")
 
 
 def check_stream(rate_hz: float, channel_count: int) -> None:

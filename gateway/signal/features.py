@@ -13,9 +13,19 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import ConfigError
 from gateway.signal import numpy_features
-from gateway.signal.state import UV_MAX, Features
+from gateway.signal.state import UV_MAX, Features, WindowFeatures
 
-__all__ = ["CHOICE", "IMPLEMENTATION", "UV_MAX", "FeatureEngine", "Features", "check_choice", "implementations"]
+__all__ = [
+    "CHOICE",
+    "IMPLEMENTATION",
+    "UV_MAX",
+    "FeatureEngine",
+    "Features",
+    "WindowAnalysis",
+    "WindowFeatures",
+    "check_choice",
+    "implementations",
+]
 
 CHOICE = "WARDLINK_FEATURES"
 """The environment variable: `numpy`, `baseline`, or nothing."""
@@ -28,7 +38,10 @@ _CHOICES = {"": (V3, BASELINE, NUMPY), "baseline": (BASELINE, NUMPY), "numpy": (
 
 
 def implementations() -> dict[str, ModuleType]:
-    """Every implementation that was built and that this machine can run, by name, fastest first."""
+    """Every implementation that was built and that this machine can run, by name, fastest first.
+
+    Each is a module with a `FeatureEngine` and a `WindowAnalysis`.
+    """
     found = {}
     for name, path in _MODULES.items():
         try:
@@ -63,6 +76,7 @@ def _choose(choice: str) -> tuple[str, ModuleType]:
 IMPLEMENTATION, _module = _choose(os.environ.get(CHOICE, ""))
 """Which implementation of the features runs."""
 if TYPE_CHECKING:
-    from gateway.signal.numpy_features import FeatureEngine
+    from gateway.signal.numpy_features import FeatureEngine, WindowAnalysis
 else:
     FeatureEngine = _module.FeatureEngine
+    WindowAnalysis = _module.WindowAnalysis

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gateway.signal.bands import DEFAULT_SETTINGS, LATENCY_S, Band, FeatureSettings, check_stream, samples_in
 from gateway.signal.conditioning import Conditioning
+from gateway.signal.numpy_window import WindowAnalysis
 from gateway.signal.phase import PhaseLocking
 from gateway.signal.quality import unusable
 from gateway.signal.ring import SampleRing
@@ -25,6 +26,8 @@ from gateway.signal.spectra import (
     spectral_entropy,
 )
 from gateway.signal.state import UV_MAX, Features
+
+__all__ = ["FeatureEngine", "WindowAnalysis"]
 
 
 class FeatureEngine:
