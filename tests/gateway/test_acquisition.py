@@ -444,7 +444,7 @@ async def test_cancelled_in_any_state_nothing_is_left(start: Start, plug: Plug, 
     await reader.end()
     assert reader.task.cancelled()
     assert reader.links.open == []
-    assert serial_threads() == []
+    await until(lambda: serial_threads() == [])  # it tells that the port is closed shortly before it ends
     assert (len(asyncio.all_tasks()), open_descriptors()) == before
 
 
