@@ -51,7 +51,6 @@ cdef extern from *:
     int BANDS
     int LAGS
     int SECTIONS_MAX
-    int STAGES_MAX
 
     ctypedef struct definition:
         int channels
@@ -97,7 +96,7 @@ cdef extern from *:
         int parts
         int part_length
         int stages
-        int radix[12]
+        int radix[16]
 
     ctypedef struct window:
         int channels
@@ -230,13 +229,12 @@ cdef class FeatureEngine:
         """Take in consecutive samples."""
         cdef Py_buffer view
         cdef Py_buffer mask
-        cdef const char *marks = NULL
         PyObject_GetBuffer(uv, &view, PyBUF_FORMAT | PyBUF_STRIDES)
         try:
             if view.ndim != 2 or view.shape[1] != self._channels:
                 raise ValueError(f"samples have shape {uv.shape}, expected (n, {self._channels})")
             if view.format[0] != b"d" or view.format[1] != 0:
-                self.push(numpy.asarray(uv, dtype=numpy.float64), bad)
+                self.push(numpy.array(uv, dtype=numpy.float64, order="C"), bad)
                 return
             if bad is None:
                 self._take(&view, NULL)
@@ -265,9 +263,11 @@ cdef class FeatureEngine:
 
     cdef int _take(self, Py_buffer *view, Py_buffer *mask) except -1:
         cdef const char *samples = <const char *> view.buf
-        cdef const char *marks = NULL if mask == NULL else <const char *> mask.buf
-        cdef Py_ssize_t marks_row = 0 if mask == NULL else mask.strides[0]
-        cdef Py_ssize_t marks_column = 0 if mask == NULL else mask.strides[1]
+        cdef const char *marks = NULL
+        cdef Py_ssize_t marks_row = 0
+        cdef Py_ssize_t marks_column = 0
+        if mask != NULL:
+            marks, marks_row, marks_column = <const char *> mask.buf, mask.strides[0], mask.strides[1]
         self._claim()
         if view.shape[0] * self._channels < VALUES_WITHOUT_GIL:
             self._take_pieces(samples, view.shape[0], view.strides[0], view.strides[1], marks, marks_row, marks_column)

@@ -8,7 +8,6 @@
 
 #include "features_transform.h"
 
-#define TURN (2 * 3.14159265358979323846)
 #define BANDS 5
 #define CHANNELS_MAX 64
 #define GROUPS_MAX (CHANNELS_MAX / LANES)
@@ -122,18 +121,6 @@ typedef struct {
 
 /* ---- memory ---- */
 
-typedef struct {
-    char *base; /* NULL: only measure */
-    size_t used;
-} arena;
-
-static void *take(arena *from, size_t count, size_t size)
-{
-    void *taken = from->base ? from->base + from->used : NULL;
-    from->used += (count * size + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
-    return taken;
-}
-
 static void take_average(arena *from, average *a, size_t count)
 {
     a->count = (ptrdiff_t)count;
@@ -145,58 +132,6 @@ static void take_average(arena *from, average *a, size_t count)
 static int pair_vectors(int groups)
 {
     return groups * (groups - 1) / 2 * LANES + groups * (LANES / 2);
-}
-
-static void take_transform(arena *from, transform *t)
-{
-    int half = t->part_length / 2 + 1, length = t->stages ? t->radix[0] : 1;
-    size_t work = 2;
-    t->first = take(from, (size_t)(t->part_length / length), sizeof(int));
-    if (t->stages)
-        work = (size_t)(t->part_length / length) * 2 * (size_t)(length / 2 + 1);
-    for (int stage = 1; stage < t->stages; stage++) {
-        t->turns[stage] = take(from, (size_t)(length / 2) * (size_t)(t->radix[stage] - 1) * 2 + 1, sizeof(vf));
-        length *= t->radix[stage];
-        size_t needed = (size_t)(t->part_length / length) * 2 * (size_t)(length / 2 + 1);
-        work = needed > work ? needed : work;
-    }
-    t->work[0] = take(from, work, sizeof(vf));
-    t->work[1] = take(from, work, sizeof(vf));
-    t->spectra = take(from, (size_t)t->parts * (size_t)half * 2, sizeof(vf));
-    t->found = take(from, (size_t)t->bins, sizeof(int));
-    t->cosine = take(from, (size_t)t->length, sizeof(float));
-    t->sine = take(from, (size_t)t->length, sizeof(float));
-}
-
-static void fill_transform(transform *t)
-{
-    for (int n = 0; n < t->length; n++) {
-        t->cosine[n] = (float)cos(TURN * n / t->length);
-        t->sine[n] = (float)sin(TURN * n / t->length);
-    }
-    for (int k = 0; k < t->bins; k++) {
-        int folded = k % t->part_length;
-        t->found[k] = 2 * folded > t->part_length ? ~(t->part_length - folded) : folded;
-    }
-    /* Each stage interleaves its blocks: the last one samples 0, 1, .. radix - 1 and so on. */
-    int known = 1;
-    t->first[0] = 0;
-    int length = t->stages ? t->radix[0] : 1;
-    for (int stage = 1; stage < t->stages; stage++) {
-        int radix = t->radix[stage];
-        for (int a = radix - 1; a >= 0; a--)
-            for (int k = 0; k < known; k++)
-                t->first[a * known + k] = a + radix * t->first[k];
-        known *= radix;
-        vf *at = t->turns[stage];
-        for (int k = 1; k <= length / 2; k++)
-            for (int a = 1; a < radix; a++, at += 2) {
-                double angle = TURN * a * k / (radix * length);
-                at[0] = splat((float)cos(angle));
-                at[1] = splat((float)-sin(angle));
-            }
-        length *= radix;
-    }
 }
 
 static void lay_out(engine *e, arena *from)

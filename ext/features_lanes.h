@@ -21,6 +21,7 @@
 
 #define LANE_BYTES (4 * LANES)
 #define ARENA_ALIGNMENT 64 /* a cache line, and more than any vector here needs */
+#define TURN (2 * 3.14159265358979323846)
 
 typedef float vf __attribute__((vector_size(LANE_BYTES)));
 typedef int32_t vi __attribute__((vector_size(LANE_BYTES)));
@@ -89,6 +90,19 @@ INLINE void put_twice(float *row, vf value)
 INLINE vf rotated(const float *row, int lanes)
 {
     return *(const vf_anywhere *)(row + lanes);
+}
+
+/* Memory is taken twice from an arena: once to measure it, once to lay it out. */
+typedef struct {
+    char *base; /* NULL: only measure */
+    size_t used;
+} arena;
+
+static void *take(arena *from, size_t count, size_t size)
+{
+    void *taken = from->base ? from->base + from->used : NULL;
+    from->used += (count * size + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
+    return taken;
 }
 
 #endif

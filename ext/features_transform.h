@@ -2,13 +2,21 @@
  *
  * A segment of `length` samples is taken as `parts` interleaved sequences. Each goes through a mixed-radix (2, 3, 4, 5)
  * decimation-in-time transform of real input that keeps only half of its spectrum; the parts are then joined for the
- * wanted bins alone. Any length works: what is left of it after 2, 3 and 5 is joined directly. */
-#ifndef WARDLINK_FEATURES_TRANSFORM_H
-#define WARDLINK_FEATURES_TRANSFORM_H
-
+ * wanted bins alone. Any length works: what is left of it after 2, 3 and 5 is joined directly.
+ *
+ * Has no guard: features_transform_double.h includes it once more, with other names for its types and functions. */
+#ifndef STAGES_MAX
 #include "features_lanes.h"
 
-#define STAGES_MAX 12 /* 2^11 > 2000 */
+#define STAGES_MAX 16 /* 2^15 > 10 s of 2,000 Hz */
+#define real float
+#define HALF ((real)0.5)
+#define QUARTER ((real)0.25)
+#define SINE_60 ((real)0.86602540378443865)
+#define SINE_72 ((real)0.95105651629515357)
+#define SINE_36 ((real)0.58778525229247313)
+#define QUARTER_ROOT_5 ((real)0.55901699437494742)
+#endif
 
 typedef struct {
     int length;      /* samples of a segment */
@@ -20,8 +28,8 @@ typedef struct {
     int *first;      /* first sample of each butterfly of the first stage, (part_length / radix[0]) */
     vf *turns[STAGES_MAX]; /* per stage from the second on: (re, im) of factor a of bin k, at ((k - 1) (radix - 1) + a - 1) */
     int *found;      /* where a part's half spectrum holds bin k of the whole, (bins); ~place: as its mirror */
-    float *cosine;   /* of 2 pi n / length, (length) */
-    float *sine;
+    real *cosine;   /* of 2 pi n / length, (length) */
+    real *sine;
     vf *spectra;     /* half spectra of the parts, (parts, part_length / 2 + 1, 2) */
     vf *work[2];
 } transform;
@@ -29,6 +37,58 @@ typedef struct {
 typedef struct {
     vf re, im;
 } complex_vf;
+
+static void take_transform(arena *from, transform *t)
+{
+    int half = t->part_length / 2 + 1, length = t->stages ? t->radix[0] : 1;
+    size_t work = 2;
+    t->first = take(from, (size_t)(t->part_length / length), sizeof(int));
+    if (t->stages)
+        work = (size_t)(t->part_length / length) * 2 * (size_t)(length / 2 + 1);
+    for (int stage = 1; stage < t->stages; stage++) {
+        t->turns[stage] = take(from, (size_t)(length / 2) * (size_t)(t->radix[stage] - 1) * 2 + 1, sizeof(vf));
+        length *= t->radix[stage];
+        size_t needed = (size_t)(t->part_length / length) * 2 * (size_t)(length / 2 + 1);
+        work = needed > work ? needed : work;
+    }
+    t->work[0] = take(from, work, sizeof(vf));
+    t->work[1] = take(from, work, sizeof(vf));
+    t->spectra = take(from, (size_t)t->parts * (size_t)half * 2, sizeof(vf));
+    t->found = take(from, (size_t)t->bins, sizeof(int));
+    t->cosine = take(from, (size_t)t->length, sizeof(real));
+    t->sine = take(from, (size_t)t->length, sizeof(real));
+}
+
+static void fill_transform(transform *t)
+{
+    for (int n = 0; n < t->length; n++) {
+        t->cosine[n] = (real)cos(TURN * n / t->length);
+        t->sine[n] = (real)sin(TURN * n / t->length);
+    }
+    for (int k = 0; k < t->bins; k++) {
+        int folded = k % t->part_length;
+        t->found[k] = 2 * folded > t->part_length ? ~(t->part_length - folded) : folded;
+    }
+    /* Each stage interleaves its blocks: the last one samples 0, 1, .. radix - 1 and so on. */
+    int known = 1;
+    t->first[0] = 0;
+    int length = t->stages ? t->radix[0] : 1;
+    for (int stage = 1; stage < t->stages; stage++) {
+        int radix = t->radix[stage];
+        for (int a = radix - 1; a >= 0; a--)
+            for (int k = 0; k < known; k++)
+                t->first[a * known + k] = a + radix * t->first[k];
+        known *= radix;
+        vf *at = t->turns[stage];
+        for (int k = 1; k <= length / 2; k++)
+            for (int a = 1; a < radix; a++, at += 2) {
+                double angle = TURN * a * k / (radix * length);
+                at[0] = splat((real)cos(angle));
+                at[1] = splat((real)-sin(angle));
+            }
+        length *= radix;
+    }
+}
 
 INLINE complex_vf turned(const vf *z, const vf *turn)
 {
@@ -70,7 +130,7 @@ INLINE void real_3(vf a, vf b, vf c, vf *out, int apart)
     const vf none = {0};
     vf both = b + c;
     put(out, 0, (complex_vf){a + both, none});
-    put(out, apart, (complex_vf){a - 0.5f * both, (c - b) * 0.86602540378443865f});
+    put(out, apart, (complex_vf){a - HALF * both, (c - b) * SINE_60});
 }
 
 INLINE void real_4(vf a, vf b, vf c, vf d, vf *out, int apart)
@@ -82,16 +142,12 @@ INLINE void real_4(vf a, vf b, vf c, vf d, vf *out, int apart)
     put(out, 2 * apart, (complex_vf){even - odd, none});
 }
 
-#define SINE_72 0.95105651629515357f
-#define SINE_36 0.58778525229247313f
-#define QUARTER_ROOT_5 0.55901699437494742f
-
 INLINE void real_5(vf a, vf b, vf c, vf d, vf e, vf *out, int apart)
 {
     const vf none = {0};
     vf outer = b + e, inner = c + d, across = e - b, within = d - c;
     vf both = outer + inner;
-    vf middle = a - 0.25f * both;
+    vf middle = a - QUARTER * both;
     vf apart_by = (outer - inner) * QUARTER_ROOT_5;
     put(out, 0, (complex_vf){a + both, none});
     put(out, apart, (complex_vf){middle + apart_by, across * SINE_72 + within * SINE_36});
@@ -136,8 +192,8 @@ INLINE void join_3(const vf *in, ptrdiff_t step, int length, const vf *turn, vf 
         complex_vf a = {in[2 * k], in[2 * k + 1]};
         complex_vf b = turned(in1 + 2 * k, turn), c = turned(in2 + 2 * k, turn + 2);
         complex_vf both = sum(b, c), apart = difference(b, c);
-        complex_vf middle = {a.re - 0.5f * both.re, a.im - 0.5f * both.im};
-        complex_vf side = {apart.im * 0.86602540378443865f, apart.re * -0.86602540378443865f};
+        complex_vf middle = {a.re - HALF * both.re, a.im - HALF * both.im};
+        complex_vf side = {apart.im * SINE_60, apart.re * -SINE_60};
         put(out, k, sum(a, both));
         put(out, k + length, sum(middle, side));
         if (2 * k < length)
@@ -173,7 +229,7 @@ INLINE void join_5(const vf *in, ptrdiff_t step, int length, const vf *turn, vf 
         complex_vf d = turned(in3 + 2 * k, turn + 4), e = turned(in4 + 2 * k, turn + 6);
         complex_vf outer = sum(b, e), inner = sum(c, d), across = difference(b, e), within = difference(c, d);
         complex_vf both = sum(outer, inner), apart = difference(outer, inner);
-        complex_vf middle = {a.re - 0.25f * both.re, a.im - 0.25f * both.im};
+        complex_vf middle = {a.re - QUARTER * both.re, a.im - QUARTER * both.im};
         complex_vf near = {middle.re + apart.re * QUARTER_ROOT_5, middle.im + apart.im * QUARTER_ROOT_5};
         complex_vf far = {middle.re - apart.re * QUARTER_ROOT_5, middle.im - apart.im * QUARTER_ROOT_5};
         complex_vf near_side = {across.im * SINE_72 + within.im * SINE_36, -(across.re * SINE_72 + within.re * SINE_36)};
@@ -256,11 +312,9 @@ static void windowed_bins(const transform *t, const vf *x, ptrdiff_t stride, int
     here = joined(t, start);
     for (int k = start; k < stop; k++, out += 2) {
         after = joined(t, k + 1);
-        out[0] = here.re - 0.5f * (before.re + after.re);
-        out[1] = here.im - 0.5f * (before.im + after.im);
+        out[0] = here.re - HALF * (before.re + after.re);
+        out[1] = here.im - HALF * (before.im + after.im);
         before = here;
         here = after;
     }
 }
-
-#endif

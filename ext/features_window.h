@@ -4,8 +4,14 @@
 #define WARDLINK_FEATURES_WINDOW_H
 
 #include "features_engine.h"
+#include "features_transform_double.h"
 
 #define UNITS_MAX 32        /* phasors of a channel at a time: those of 8 channels stay in the first-level cache */
+#define ENERGY_APART 4      /* every fourth sample says well enough how large the rest is */
+/* Float32 leaves an error of 1e-6 in the coherence where the bands hold less than a tenth of what the samples do (mains
+ * hum, most often) and a bin of one of them less than 1/200 of what white noise would put there. */
+#define SHARE_MIN 0.1
+#define BIN_SHARE_MIN 0.005
 #define LEVEL_APART 8       /* the mean of every eighth sample is level enough to narrow from */
 
 /* What is read of a phasor when pairs are multiplied: three products instead of four. */
@@ -24,13 +30,20 @@ typedef struct {
     int phase_start, phase_stop;    /* bins of the whole window */
 
     transform segment, whole;
+    transform_double segment_double, whole_double;
     vf *row;                        /* (samples, groups) */
+    vd *row_double;                 /* (samples, 2): of one group, where float32 is not enough */
+    vd *spectrum_double;            /* (stop - start, 2) */
+    const double *given;            /* the samples that are being analysed */
+    ptrdiff_t given_stride;
+    int *wide;                      /* (groups): whether float64 was needed */
     float *scratch;                 /* (segments, stop - start, groups, 2, 2 LANES): coefficients, then whitened */
     vf *spectrum;                   /* (stop - start, 2) */
     vf *density;                    /* (stop - start) */
     vi *good;                       /* (groups) */
     vf *side_sum, *side_difference; /* (half, groups, 2): of the bins j above and below the middle one */
     vf *middle;                     /* (groups, 2) */
+    vf *whole_bins;                 /* (phase_stop - phase_start, 2): of one group, where float32 is not enough */
     int half;
     vf *turns;                      /* (samples / 4 + 1, half, 2): cosine and sine of the first quarter's samples, j = 1.. */
     unit_row *units;                /* (groups, UNITS_MAX) */
@@ -44,6 +57,11 @@ static void lay_out_window(window *w, arena *from)
     size_t groups = (size_t)w->groups, all = (size_t)(w->stop - w->start), pairs = (size_t)pair_vectors(w->groups);
     take_transform(from, &w->segment);
     take_transform(from, &w->whole);
+    take_transform_double(from, &w->segment_double);
+    take_transform_double(from, &w->whole_double);
+    w->row_double = take(from, (size_t)w->samples * 2, sizeof(vd));
+    w->spectrum_double = take(from, all * 2, sizeof(vd));
+    w->wide = take(from, groups, sizeof(int));
     w->row = take(from, (size_t)w->samples * groups, sizeof(vf));
     w->scratch = take(from, (size_t)w->segments * all * groups * 4 * LANES, sizeof(float));
     w->spectrum = take(from, all * 2, sizeof(vf));
@@ -52,10 +70,21 @@ static void lay_out_window(window *w, arena *from)
     w->side_sum = take(from, (size_t)w->half * groups * 2, sizeof(vf));
     w->side_difference = take(from, (size_t)w->half * groups * 2, sizeof(vf));
     w->middle = take(from, groups * 2, sizeof(vf));
+    w->whole_bins = take(from, (size_t)(w->phase_stop - w->phase_start) * 2, sizeof(vf));
     w->turns = take(from, (size_t)(w->samples / 4 + 1) * (size_t)w->half * 2, sizeof(vf));
     w->units = take(from, groups * UNITS_MAX, sizeof(unit_row));
     w->products = take(from, pairs * 3, sizeof(vf));
     w->place = take(from, pairs * LANES, sizeof(int));
+}
+
+static void copy_plan(transform_double *to, const transform *from)
+{
+    to->length = from->length;
+    to->bins = from->bins;
+    to->parts = from->parts;
+    to->part_length = from->part_length;
+    to->stages = from->stages;
+    memcpy(to->radix, from->radix, sizeof to->radix);
 }
 
 /* `w`: all its numbers and the plans of its transforms are filled in. Returns 0 where there is no memory. */
@@ -66,6 +95,8 @@ static int window_open(window *w)
     w->half = (w->phase_stop - w->phase_start) / 2;
     w->segment.bins = w->stop + 1;
     w->whole.bins = w->phase_stop;
+    copy_plan(&w->segment_double, &w->segment);
+    copy_plan(&w->whole_double, &w->whole);
     arena memory = {NULL, 0};
     lay_out_window(w, &memory);
     if (posix_memalign(&w->arena, ARENA_ALIGNMENT, memory.used))
@@ -75,6 +106,8 @@ static int window_open(window *w)
     lay_out_window(w, &memory);
     fill_transform(&w->segment);
     fill_transform(&w->whole);
+    fill_transform_double(&w->segment_double);
+    fill_transform_double(&w->whole_double);
     for (int t = 0; t <= w->samples / 4; t++)
         for (int j = 1; j <= w->half; j++) {
             vf *turn = w->turns + (t * w->half + j - 1) * 2;
@@ -131,21 +164,83 @@ INLINE float *window_row(const window *w, int segment, int k, int g)
     return w->scratch + (((ptrdiff_t)segment * (w->stop - w->start) + k) * w->groups + g) * 4 * LANES;
 }
 
+/* The samples of a group in float64, less the first one. */
+static void widen_row(window *w, int g)
+{
+    const double *from = w->given + g * LANES;
+    for (int h = 0; h < 2; h++)
+        for (int n = 0; n < w->samples; n++)
+            w->row_double[2 * n + h] = ((const vd_anywhere *)(from + n * w->given_stride))[h] - ((const vd_anywhere *)from)[h];
+}
+
+/* Coefficients of a segment of a group, as windowed_bins gives them. */
+static void segment_bins(window *w, int g, int segment)
+{
+    int count = w->stop - w->start;
+    ptrdiff_t first = (ptrdiff_t)segment * w->hop;
+    if (!w->wide[g]) {
+        windowed_bins(&w->segment, w->row + first * w->groups + g, w->groups, w->start, w->stop, w->spectrum);
+        return;
+    }
+    for (int h = 0; h < 2; h++) {
+        windowed_bins_double(&w->segment_double, w->row_double + 2 * first + h, 2, w->start, w->stop, w->spectrum_double);
+        for (int k = 0; k < 2 * count; k++)
+            ((half_vf *)(w->spectrum + k))[h] = __builtin_convertvector(w->spectrum_double[k], half_vf);
+    }
+}
+
+/* Keep the coefficients of all segments of a group, and add up their squares. */
+static void keep_segments(window *w, int g)
+{
+    int count = w->stop - w->start;
+    for (int segment = 0; segment < w->segments; segment++) {
+        segment_bins(w, g, segment);
+        for (int k = 0; k < count; k++) {
+            float *row = window_row(w, segment, k, g);
+            vf re = w->spectrum[2 * k], im = w->spectrum[2 * k + 1], square = re * re + im * im;
+            w->density[k] = segment ? w->density[k] + square : square;
+            *(vf *)row = re;
+            *(vf *)(row + 2 * LANES) = im;
+        }
+    }
+}
+
+/* Whether a channel of a group has so little in its bands, beside what else its samples hold, that float32's rounding
+ * would show. */
+static int too_little(const window *w, int g)
+{
+    vf energy = {0}, in_bands = {0}, least = splat(INFINITY);
+    for (int n = 0; n < w->samples; n += ENERGY_APART) {
+        vf x = w->row[(ptrdiff_t)n * w->groups + g];
+        energy += x * x;
+    }
+    for (int b = 0; b < BANDS; b++) {
+        vf power = {0};
+        for (int k = w->band_start[b] - w->start; k < w->band_stop[b] - w->start; k++)
+            power += w->density[k];
+        in_bands += power;
+        power *= 1.0f / (float)(w->band_stop[b] - w->band_start[b]);
+        least = where(power < least, power, least);
+    }
+    /* Of samples with this energy in a segment: the sum over all bins of |2 X|^2, and that of a bin of white noise. */
+    float sum_of_bins = 0.75f * (float)w->segment.length * (float)w->segments;
+    energy *= (float)(ENERGY_APART * w->segment.length) / (float)w->samples;
+    vi little = in_bands < (float)SHARE_MIN * sum_of_bins * energy;
+    little &= least < (float)BIN_SHARE_MIN * 2.0f * sum_of_bins / (float)w->segment.length * energy;
+    return any(little);
+}
+
 /* Power of a group of channels; their coefficients are left so that their squares add up to 1 in each bin. */
 static void window_power(window *w, int g, double *relative_power, double *entropy)
 {
     int count = w->stop - w->start;
     vf *density = w->density;
-    for (int segment = 0; segment < w->segments; segment++) {
-        windowed_bins(&w->segment, w->row + (ptrdiff_t)segment * w->hop * w->groups + g, w->groups, w->start, w->stop,
-                      w->spectrum);
-        for (int k = 0; k < count; k++) {
-            float *row = window_row(w, segment, k, g);
-            vf re = w->spectrum[2 * k], im = w->spectrum[2 * k + 1], square = re * re + im * im;
-            density[k] = segment ? density[k] + square : square;
-            *(vf *)row = re;
-            *(vf *)(row + 2 * LANES) = im;
-        }
+    w->wide[g] = 0;
+    keep_segments(w, g);
+    if (too_little(w, g)) {
+        w->wide[g] = 1;
+        widen_row(w, g);
+        keep_segments(w, g);
     }
     vf band[BANDS], whole = {0}, entire = {0}, surprise = {0};
     for (int b = 0; b < BANDS; b++) {
@@ -336,22 +431,51 @@ INLINE void put_quarter(window *w, int t, int count)
     }
 }
 
+static void transform_whole(window *w, int g)
+{
+    ptrdiff_t held = 2 * (w->whole.part_length / 2 + 1);
+    int parts = w->whole.parts;
+    if (!w->wide[g]) {
+        for (int part = 0; part < parts; part++)
+            transform_part(&w->whole, w->row + part * w->groups + g, parts * w->groups, w->whole.spectra + part * held);
+        return;
+    }
+    transform_double *t = &w->whole_double;
+    widen_row(w, g);
+    for (int half = 0; half < 2; half++) {
+        for (int part = 0; part < parts; part++)
+            transform_part_double(t, w->row_double + 2 * part + half, 2 * parts, t->spectra + part * held);
+        for (int k = w->phase_start; k < w->phase_stop; k++) {
+            complex_vf_double z = joined_double(t, k);
+            vf *to = w->whole_bins + 2 * (k - w->phase_start);
+            ((half_vf *)to)[half] = __builtin_convertvector(z.re, half_vf);
+            ((half_vf *)(to + 1))[half] = __builtin_convertvector(z.im, half_vf);
+        }
+    }
+}
+
+/* Bin k of the whole window of the group that was transformed last. */
+static complex_vf whole_bin(const window *w, int g, int k)
+{
+    if (!w->wide[g])
+        return joined(&w->whole, k);
+    const vf *z = w->whole_bins + 2 * (k - w->phase_start);
+    return (complex_vf){z[0], z[1]};
+}
+
 /* PLV of all pairs: (pairs). */
 static void window_phase_locking(window *w, double *plv)
 {
     int centre = w->phase_start + w->half;
-    ptrdiff_t held = 2 * (w->whole.part_length / 2 + 1);
     for (int g = 0; g < w->groups; g++) {
-        const transform *t = &w->whole;
-        for (int part = 0; part < t->parts; part++)
-            transform_part(t, w->row + part * w->groups + g, t->parts * w->groups, t->spectra + part * held);
-        complex_vf middle = joined(t, centre);
+        transform_whole(w, g);
+        complex_vf middle = whole_bin(w, g, centre);
         w->middle[2 * g] = middle.re;
         w->middle[2 * g + 1] = middle.im;
         for (int j = 1; j <= w->half; j++) {
-            complex_vf below = joined(t, centre - j), above = {{0}, {0}};
+            complex_vf below = whole_bin(w, g, centre - j), above = {{0}, {0}};
             if (centre + j < w->phase_stop)
-                above = joined(t, centre + j);
+                above = whole_bin(w, g, centre + j);
             vf *to_sum = w->side_sum + ((j - 1) * w->groups + g) * 2;
             vf *to_difference = w->side_difference + ((j - 1) * w->groups + g) * 2;
             to_sum[0] = above.re + below.re;
@@ -395,6 +519,8 @@ static void window_phase_locking(window *w, double *plv)
 static void window_analyse(window *w, const double *samples, ptrdiff_t stride, double *relative_power, double *entropy,
                            double *coherence, double *plv)
 {
+    w->given = samples;
+    w->given_stride = stride;
     narrow_window(w, samples, stride);
     for (int g = 0; g < w->groups; g++)
         window_power(w, g, relative_power, entropy);

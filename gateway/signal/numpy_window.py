@@ -65,6 +65,6 @@ class WindowAnalysis:
         kept[self._phase_bins.start : self._phase_bins.stop] = spectrum[self._phase_bins.start : self._phase_bins.stop]
         analytic = np.fft.ifft(kept, axis=0)
         analytic[:, ~good] = np.nan
-        unit = analytic / np.abs(analytic)
+        unit = np.divide(analytic, np.abs(analytic), out=np.full_like(analytic, np.nan), where=good)
         locked = np.abs(unit.T @ unit.conj()) / samples.shape[0]
         return np.asarray(np.minimum(locked[self._pairs], 1.0), dtype=np.float64)
