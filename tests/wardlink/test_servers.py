@@ -360,9 +360,11 @@ class Subscriber:
 
 
 def test_a_gateway_reaches_its_own_topics_only(mosquitto_server: Mosquitto) -> None:
+    # made before anybody connects: a broker that reads its logins anew may drop those who are there
+    logins = [mosquitto_server.gateway(name) for name in ("acl-1", "acl-2")]
     bridge = Subscriber(mosquitto_server, mosquitto_server.bridge, "wardlink/v1/#")
-    first = Subscriber(mosquitto_server, mosquitto_server.gateway("acl-1"), "wardlink/v1/+/receipt")
-    second = Subscriber(mosquitto_server, mosquitto_server.gateway("acl-2"), "#")
+    first = Subscriber(mosquitto_server, logins[0], "wardlink/v1/+/receipt")
+    second = Subscriber(mosquitto_server, logins[1], "#")
     try:
         first.client.publish("wardlink/v1/acl-2/data/x/eeg", b"", qos=1)
         first.client.publish("wardlink/v1/acl-1/data/x/eeg", b"", qos=1)
