@@ -101,6 +101,7 @@ cdef extern from *:
     ctypedef struct window:
         int channels
         int width
+        bint with_pairs
         int samples
         int segments
         int hop
@@ -193,7 +194,7 @@ cdef class FeatureEngine:
         for s in range(len(sections)):
             for k in range(5):
                 of.section[s][k] = sections[s][k]
-        parts, found = transform_plan(length, of.stop + 1)
+        parts, found = transform_plan(length, of.stop - of.start + 2)
         for k, radix in enumerate(found):
             radices[k] = radix
         oldest_first = analytic.first[:of.first_half:-1]
@@ -350,13 +351,14 @@ cdef class WindowAnalysis:
     cdef double[::1] _plv
     cdef bint _busy
 
-    def __cinit__(self, rate_hz, channel_count, sample_count, settings=DEFAULT_SETTINGS):
+    def __cinit__(self, rate_hz, channel_count, sample_count, settings=DEFAULT_SETTINGS, *, with_pairs=True):
         cdef window *w = &self._window
         check_stream(rate_hz, channel_count)
         check_window(rate_hz, sample_count)
         length = samples_in(SEGMENT_S, rate_hz)
         wanted = (*settings.bands, settings.entropy_band)
         w.channels, w.samples = channel_count, sample_count
+        w.with_pairs = with_pairs and channel_count > 1
         w.hop = length - length // 2
         w.segments = (sample_count - length) // w.hop + 1
         w.limit_uv = UV_MAX
@@ -369,11 +371,11 @@ cdef class WindowAnalysis:
         w.flat = FLAT_UV2 * 2 * rate_hz * float(numpy.sum(hann(length) ** 2))
         kept = phase_bins(settings.coherence_band, rate_hz, sample_count)
         w.phase_start, w.phase_stop = kept.start, kept.stop
-        plan(&w.segment, length, w.stop + 1)
-        plan(&w.whole, sample_count, w.phase_stop)
+        plan(&w.segment, length, w.stop - w.start + 2)
+        plan(&w.whole, sample_count, w.phase_stop - w.phase_start)
         if not window_open(w):
             raise MemoryError
-        pairs = channel_count * (channel_count - 1) // 2
+        pairs = channel_count * (channel_count - 1) // 2 if w.with_pairs else 0
         self._features = WindowFeatures(
             numpy.empty((5, channel_count)),
             numpy.empty(channel_count),
@@ -406,14 +408,7 @@ cdef class WindowAnalysis:
                 or (<size_t> view.buf) % 8 or w.channels != w.width
             ):
                 return self._padded(uv)
-            self._busy = True
-            with nogil:
-                window_analyse(
-                    w, samples, stride, &self._relative_power[0, 0], &self._entropy[0], &self._coherence[0, 0],
-                    &self._plv[0],
-                )
-            self._busy = False
-            return self._features
+            return self._analysed(samples, stride)
         finally:
             PyBuffer_Release(&view)
 
@@ -421,11 +416,16 @@ cdef class WindowAnalysis:
         cdef window *w = &self._window
         cdef double[:, ::1] samples = numpy.zeros((w.samples, w.width))
         numpy.asarray(samples)[:, : w.channels] = uv
-        cdef double none = 0
-        cdef double *coherence = &self._coherence[0, 0] if w.channels > 1 else &none
-        cdef double *plv = &self._plv[0] if w.channels > 1 else &none
+        return self._analysed(&samples[0, 0], w.width)
+
+    cdef object _analysed(self, const double *samples, Py_ssize_t stride):
+        cdef window *w = &self._window
+        cdef double *coherence = NULL
+        cdef double *plv = NULL
+        if w.with_pairs:
+            coherence, plv = &self._coherence[0, 0], &self._plv[0]
         self._busy = True
         with nogil:
-            window_analyse(w, &samples[0, 0], w.width, &self._relative_power[0, 0], &self._entropy[0], coherence, plv)
+            window_analyse(w, samples, stride, &self._relative_power[0, 0], &self._entropy[0], coherence, plv)
         self._busy = False
         return self._features

@@ -12,6 +12,7 @@
  * hum, most often) and a bin of one of them less than 1/200 of what white noise would put there. */
 #define SHARE_MIN 0.1
 #define BIN_SHARE_MIN 0.005
+#define AMPLITUDE_MIN 1e-15f /* keeps 0 from being divided by, and is nothing beside what else there is */
 #define LEVEL_APART 8       /* the mean of every eighth sample is level enough to narrow from */
 
 /* What is read of a phasor when pairs are multiplied: three products instead of four. */
@@ -21,6 +22,7 @@ typedef struct {
 
 typedef struct {
     int channels, groups, width;
+    int with_pairs;
     int samples, segments, hop;
     double limit_uv;
     int band_start[BANDS], band_stop[BANDS];
@@ -199,8 +201,10 @@ static void keep_segments(window *w, int g)
             float *row = window_row(w, segment, k, g);
             vf re = w->spectrum[2 * k], im = w->spectrum[2 * k + 1], square = re * re + im * im;
             w->density[k] = segment ? w->density[k] + square : square;
-            *(vf *)row = re;
-            *(vf *)(row + 2 * LANES) = im;
+            if (w->with_pairs) {
+                *(vf *)row = re;
+                *(vf *)(row + 2 * LANES) = im;
+            }
         }
     }
 }
@@ -237,7 +241,7 @@ static void window_power(window *w, int g, double *relative_power, double *entro
     vf *density = w->density;
     w->wide[g] = 0;
     keep_segments(w, g);
-    if (too_little(w, g)) {
+    if (w->with_pairs && too_little(w, g)) {
         w->wide[g] = 1;
         widen_row(w, g);
         keep_segments(w, g);
@@ -268,6 +272,8 @@ static void window_power(window *w, int g, double *relative_power, double *entro
             relative_power[b * w->channels + g * LANES + lane] = (double)band[b][lane];
         entropy[g * LANES + lane] = (double)surprise[lane];
     }
+    if (!w->with_pairs)
+        return;
     for (int k = 0; k < count; k++)
         density[k] = only(w->good[g] & (density[k] > 0), 1.0f / root(density[k]));
     for (int segment = 0; segment < w->segments; segment++)
@@ -347,14 +353,21 @@ static void window_coherence(window *w, double *coherence)
 
 INLINE void put_unit(unit_row *to, vf re, vf im)
 {
-    vf square = re * re + im * im;
-    vf inverse = only(square > 0, 1.0f / root(square));
-    re *= inverse;
-    im *= inverse;
     put_twice(to->re, re);
     put_twice(to->sum, re + im);
     put_twice(to->difference, re - im);
     *(vf *)to->im = im;
+}
+
+/* Two phasors of analytic signals: one division for both. */
+INLINE void put_units(unit_row *to, complex_vf one, complex_vf other)
+{
+    vf length = root(one.re * one.re + one.im * one.im) + AMPLITUDE_MIN;
+    vf other_length = root(other.re * other.re + other.im * other.im) + AMPLITUDE_MIN;
+    vf inverse = 1.0f / (length * other_length);
+    vf size = inverse * other_length, other_size = inverse * length;
+    put_unit(to, one.re * size, one.im * size);
+    put_unit(to + 1, other.re * other_size, other.im * other_size);
 }
 
 /* Add up to four turns of a pair of groups: the sums of (re + im) re', re (re' + im') and im (re' - im'). */
@@ -422,12 +435,12 @@ INLINE void put_quarter(window *w, int t, int count)
         unit_row *to = w->units + g * UNITS_MAX + count;
         vf up_re = even[0] + odd[0], up_im = even[1] + odd[1], sines_re = even_sine[0] + odd_sine[0],
            sines_im = even_sine[1] + odd_sine[1];
-        put_unit(to, up_re + sines_re, up_im + sines_im);
-        put_unit(to + 1, up_re - sines_re, up_im - sines_im);
+        put_units(to, (complex_vf){up_re + sines_re, up_im + sines_im},
+                  (complex_vf){up_re - sines_re, up_im - sines_im});
         up_re = even[0] - odd[0], up_im = even[1] - odd[1];
         sines_re = odd_sine[0] - even_sine[0], sines_im = odd_sine[1] - even_sine[1];
-        put_unit(to + 2, up_re + sines_re, up_im + sines_im);
-        put_unit(to + 3, up_re - sines_re, up_im - sines_im);
+        put_units(to + 2, (complex_vf){up_re + sines_re, up_im + sines_im},
+                  (complex_vf){up_re - sines_re, up_im - sines_im});
     }
 }
 
@@ -524,7 +537,7 @@ static void window_analyse(window *w, const double *samples, ptrdiff_t stride, d
     narrow_window(w, samples, stride);
     for (int g = 0; g < w->groups; g++)
         window_power(w, g, relative_power, entropy);
-    if (w->channels < 2)
+    if (!w->with_pairs)
         return;
     window_coherence(w, coherence);
     window_phase_locking(w, plv);

@@ -16,6 +16,12 @@ class FeatureEngine:
 
 class WindowAnalysis:
     def __init__(
-        self, rate_hz: float, channel_count: int, sample_count: int, settings: FeatureSettings = ...
+        self,
+        rate_hz: float,
+        channel_count: int,
+        sample_count: int,
+        settings: FeatureSettings = ...,
+        *,
+        with_pairs: bool = True,
     ) -> None: ...
     def analyse(self, uv: NDArray[np.float64]) -> WindowFeatures: ...

@@ -19,11 +19,17 @@ class WindowAnalysis:
     """Analyses windows of one shape. What it gives is overwritten by the next window."""
 
     def __init__(
-        self, rate_hz: float, channel_count: int, sample_count: int, settings: FeatureSettings = DEFAULT_SETTINGS
+        self,
+        rate_hz: float,
+        channel_count: int,
+        sample_count: int,
+        settings: FeatureSettings = DEFAULT_SETTINGS,
+        *,
+        with_pairs: bool = True,
     ) -> None:
         """`rate_hz`: 100..2,000. `channel_count`: 1..64. `sample_count`: even, 1..10 s. Raises `ValueError` for others.
 
-        Of the settings only the bands count.
+        Of the settings only the bands count. Without `with_pairs` coherence and PLV are left out, and have no pairs.
         """
         check_stream(rate_hz, channel_count)
         check_window(rate_hz, sample_count)
@@ -33,7 +39,7 @@ class WindowAnalysis:
         self._bands = [slice(band.bins().start - bins.start, band.bins().stop - bins.start) for band in wanted]
         self._transform = SegmentTransform(rate_hz, bins)
         self._phase_bins = phase_bins(settings.coherence_band, rate_hz, sample_count)
-        self._pairs = np.triu_indices(channel_count, 1)
+        self._pairs = np.triu_indices(channel_count if with_pairs else 1, 1)
 
     def analyse(self, uv: NDArray[np.float64]) -> WindowFeatures:
         """Features of `uv`: uV (samples, channels). Raises `ValueError` for another shape."""

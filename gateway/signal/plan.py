@@ -17,7 +17,7 @@ _JOIN_WORK = 8
 
 @cache
 def transform_plan(length: int, bin_count: int) -> tuple[int, tuple[int, ...]]:
-    """The cheapest way to bins 0..`bin_count` - 1 of `length` real samples.
+    """The cheapest way to `bin_count` bins of `length` real samples.
 
     Returns into how many interleaved parts the samples are split, whose spectra are joined for the wanted bins alone,
     and the radices of the transform of each part, first stage first; no radices for parts of one sample.

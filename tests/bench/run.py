@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 GROUPS = {
-    "kernels": ("packets_and_lines",),
+    "kernels": ("features", "packets_and_lines"),
     "devices": ("time_axis", "gateway_load"),
 }
 OUTPUT = Path("build/bench.json")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from gateway.errors import ConfigError
 from gateway.signal import features, numpy_features
 from gateway.signal.bands import BETA, DELTA, GAMMA, Band, FeatureSettings
-from gateway.signal.features import BASELINE, NUMPY, V3, Features, implementations
+from gateway.signal.features import BASELINE, NUMPY, Features, implementations
 
 TOLERANCE = 2e-6
 Floats = NDArray[np.float64]
@@ -265,21 +263,23 @@ def test_streams_outside_the_definitions_are_refused(compiled: ModuleType, rate_
         compiled.WindowAnalysis(rate_hz, channels, 500)
 
 
-def chosen(choice: str | None) -> str:
-    """What a new process runs."""
-    environment = {key: value for key, value in os.environ.items() if key != features.CHOICE}
-    if choice is not None:
-        environment[features.CHOICE] = choice
-    command = "from gateway.signal import features; features.check_choice(); print(features.IMPLEMENTATION)"
-    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+@pytest.mark.parametrize(
+    ("choice", "expected"), [("", COMPILED[0] if COMPILED else ""), ("baseline", BASELINE), ("numpy", NUMPY)]
+)
+def test_the_choice(monkeypatch: pytest.MonkeyPatch, choice: str, expected: str) -> None:
+    monkeypatch.setenv(features.CHOICE, choice)
+    assert features.__spec__ is not None
+    again = importlib.util.module_from_spec(features.__spec__)
+    assert features.__spec__.loader is not None
+    features.__spec__.loader.exec_module(again)
+    assert expected == again.IMPLEMENTATION
+    again.check_choice()
 
 
-def test_the_choice() -> None:
-    assert chosen(None) == (V3 if V3 in COMPILED else BASELINE)
-    assert chosen("baseline") == BASELINE
-    assert chosen("numpy") == NUMPY
-    assert "expected 'baseline' or 'numpy', or nothing" in chosen("fast")
+def test_an_unknown_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(features.CHOICE, "fast")
+    with pytest.raises(ConfigError, match="expected 'baseline' or 'numpy', or nothing"):
+        features.check_choice()
 
 
 def test_the_twin_only_runs_when_told(monkeypatch: pytest.MonkeyPatch) -> None:

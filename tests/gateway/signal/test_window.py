@@ -148,3 +148,13 @@ def test_the_coherence_band_is_a_setting(window_type: type[WindowAnalysis]) -> N
 def test_windows_outside_the_definitions_are_refused(window_type: type[WindowAnalysis], count: int) -> None:
     with pytest.raises(ValueError, match="expected an even number"):
         window_type(250.0, 2, count)
+
+
+def test_pairs_can_be_left_out(window_type: type[WindowAnalysis]) -> None:
+    uv = noise(500, 8)
+    both = analysed(window_type, uv, 250)
+    alone = window_type(250, 8, 500, with_pairs=False).analyse(uv)
+    np.testing.assert_array_equal(alone.relative_power, both.relative_power)
+    np.testing.assert_array_equal(alone.entropy, both.entropy)
+    assert alone.coherence.shape == (5, 0)
+    assert alone.plv.shape == (0,)
