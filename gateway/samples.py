@@ -152,7 +152,20 @@ class LossRecord:
     sample_count: int
     sequences: tuple[int, int] | None = None
     """First and last block sequence that are gone, where whole accepted blocks were given up."""
+    epoch: str = ""
+    """The outbox epoch of `sequences`; empty: that of the record itself."""
+    block_runs: tuple[tuple[int, int], ...] = ()
+    """The blocks of `sequences` in order, as runs of (blocks, samples in each); empty where nobody knows. With it a
+    reader whom some of the blocks have reached all the same can tell how many samples are missing, exactly."""
 
     def __post_init__(self) -> None:
         if self.last_ns < self.first_ns or self.sample_count < 1:
             raise ValueError("a loss has a first and a last time in order and at least one sample")
+        if self.sequences is None:
+            if self.epoch or self.block_runs:
+                raise ValueError("without sequences a loss has neither their epoch nor their blocks")
+        elif self.block_runs:
+            blocks = sum(blocks for blocks, _ in self.block_runs)
+            samples = sum(blocks * samples for blocks, samples in self.block_runs)
+            if (blocks, samples) != (self.sequences[1] - self.sequences[0] + 1, self.sample_count):
+                raise ValueError("the blocks of a loss are those of its sequences, and have its samples")

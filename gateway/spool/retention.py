@@ -50,8 +50,10 @@ def losses(rows: Sequence[Held], cause: LossCause) -> list[LossRecord]:
     records: list[LossRecord] = []
     for row in sorted(rows, key=lambda held: (held.device, held.signal, held.sequence)):
         first_ns, last_ns = sorted((row.first_ns, row.last_ns))  # of a damaged row anything may be wrong
+        samples = max(row.samples, 1)
+        sequences = (row.sequence, row.sequence)
         record = LossRecord(
-            row.device, row.signal, cause, first_ns, last_ns, max(row.samples, 1), (row.sequence, row.sequence)
+            row.device, row.signal, cause, first_ns, last_ns, samples, sequences, block_runs=((1, samples),)
         )
         if records and follows(records[-1], record):
             records[-1] = joined(records[-1], record)
@@ -74,7 +76,9 @@ def reissued(row: Held) -> LossRecord:
 
 def follows(before: LossRecord, after: LossRecord) -> bool:
     """Whether a record goes on where another of the same stream and cause ends."""
-    same = (before.device, before.signal, before.cause) == (after.device, after.signal, after.cause)
+    same = (before.device, before.signal, before.cause, before.epoch) == (
+        *(after.device, after.signal, after.cause, after.epoch),
+    )
     if not same or (before.sequences is None) != (after.sequences is None):
         return False
     if before.sequences is None or after.sequences is None:
@@ -85,8 +89,11 @@ def follows(before: LossRecord, after: LossRecord) -> bool:
 def joined(before: LossRecord, after: LossRecord) -> LossRecord:
     """Two records that follow each other, as one."""
     sequences = None
+    runs: tuple[tuple[int, int], ...] = ()
     if before.sequences is not None and after.sequences is not None:
         sequences = (before.sequences[0], after.sequences[1])
+        if before.block_runs and after.block_runs:
+            runs = _joined_runs(before.block_runs, after.block_runs)
     return LossRecord(
         before.device,
         before.signal,
@@ -95,4 +102,16 @@ def joined(before: LossRecord, after: LossRecord) -> LossRecord:
         max(before.last_ns, after.last_ns),
         before.sample_count + after.sample_count,
         sequences,
+        before.epoch,
+        runs,
     )
+
+
+def _joined_runs(
+    before: tuple[tuple[int, int], ...], after: tuple[tuple[int, int], ...]
+) -> tuple[tuple[int, int], ...]:
+    """Runs of blocks of equal size, one after the other."""
+    (blocks, samples), (more, same) = before[-1], after[0]
+    if samples == same:
+        return (*before[:-1], (blocks + more, samples), *after[1:])
+    return before + after

@@ -210,7 +210,13 @@ def _loss_message(identity: Identity, loss: LossRecord) -> dict[str, Any]:
         "last": loss.last_ns,
         "count": loss.sample_count,
     }
-    return message | ({"sequences": list(loss.sequences)} if loss.sequences else {})
+    if loss.sequences:
+        message["sequences"] = list(loss.sequences)
+    if loss.epoch:
+        message["lost_epoch"] = loss.epoch
+    if loss.block_runs:
+        message["blocks"] = [list(run) for run in loss.block_runs]
+    return message
 
 
 def _json_payload(message: Mapping[str, Any]) -> Payload:
@@ -284,8 +290,22 @@ def _loss(message: Loss) -> Message:
     if sequences is not None and sequences[1] < sequences[0]:
         raise MalformedError("loss message: its last sequence is before its first")
     identity = Identity(message.gateway, message.device, LOSS, message.epoch, message.seq)
-    cause = LossCause(message.cause)
-    record = LossRecord(message.device, message.signal, cause, message.first, message.last, message.count, sequences)
+    epoch = "" if isinstance(message.lost_epoch, UnsetType) else message.lost_epoch
+    runs = () if isinstance(message.blocks, UnsetType) else tuple(message.blocks)
+    try:
+        record = LossRecord(
+            device=message.device,
+            signal=message.signal,
+            cause=LossCause(message.cause),
+            first_ns=message.first,
+            last_ns=message.last,
+            sample_count=message.count,
+            sequences=sequences,
+            epoch=epoch,
+            block_runs=runs,
+        )
+    except ValueError as error:
+        raise MalformedError(f"loss message: {error}") from None
     return Message(identity, record)
 
 

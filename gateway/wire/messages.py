@@ -189,6 +189,21 @@ class Loss(Struct, frozen=True, kw_only=True, omit_defaults=True):
         ]
         | UnsetType
     ) = UNSET
+    lost_epoch: (
+        Annotated[Name, Meta(description="epoch of `sequences`, where it is another than that of the record")]
+        | UnsetType
+    ) = UNSET
+    blocks: (
+        Annotated[
+            list[tuple[Count, Count]],
+            Meta(
+                min_length=1,
+                max_length=RANGES_MAX,
+                description="the blocks of `sequences` in order, as runs of [blocks, samples in each]; sum: count",
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class CommittedRanges(Struct, frozen=True):

@@ -39,10 +39,10 @@ def test_as_many_of_the_oldest_as_free_enough_with_their_loss_record() -> None:
 def test_a_record_for_each_unbroken_range_of_each_stream() -> None:
     rows = [held(1, 4), held(2, 5), held(3, 7), held(4, 6, "OTHER"), held(5, 3, samples=7), held(6, 8, signal="ppg")]
     assert retention.losses(rows, LossCause.SHED) == [
-        LossRecord("DEV", "eeg", LossCause.SHED, 3 * SECOND, 6 * SECOND - 1, 27, (3, 5)),
-        LossRecord("DEV", "eeg", LossCause.SHED, 7 * SECOND, 8 * SECOND - 1, 10, (7, 7)),
-        LossRecord("DEV", "ppg", LossCause.SHED, 8 * SECOND, 9 * SECOND - 1, 10, (8, 8)),
-        LossRecord("OTHER", "eeg", LossCause.SHED, 6 * SECOND, 7 * SECOND - 1, 10, (6, 6)),
+        LossRecord("DEV", "eeg", LossCause.SHED, 3 * SECOND, 6 * SECOND - 1, 27, (3, 5), block_runs=((1, 7), (2, 10))),
+        LossRecord("DEV", "eeg", LossCause.SHED, 7 * SECOND, 8 * SECOND - 1, 10, (7, 7), block_runs=((1, 10),)),
+        LossRecord("DEV", "ppg", LossCause.SHED, 8 * SECOND, 9 * SECOND - 1, 10, (8, 8), block_runs=((1, 10),)),
+        LossRecord("OTHER", "eeg", LossCause.SHED, 6 * SECOND, 7 * SECOND - 1, 10, (6, 6), block_runs=((1, 10),)),
     ]
 
 
@@ -81,6 +81,8 @@ def test_every_row_is_in_one_record_whatever_the_order(keys: list[tuple[str, str
         numbers = range(record.sequences[0], record.sequences[1] + 1)
         covered.update((record.device, record.signal, number) for number in numbers)
         assert record.sample_count == sum(number + 1 for number in numbers)
+        sizes = [samples for blocks, samples in record.block_runs for _ in range(blocks)]
+        assert sizes == [number + 1 for number in numbers]
         assert record.first_ns == numbers[0] * SECOND
         assert record.last_ns == (numbers[-1] + 1) * SECOND - 1
     assert covered == Counter(keys)

@@ -97,16 +97,16 @@ def raw_blocks(draw: st.DrawFn) -> tuple[Identity, SampleBlock]:
 def losses(draw: st.DrawFn) -> tuple[Identity, LossRecord]:
     identity = draw(identities("loss"))
     first, last = sorted((draw(int64s), draw(int64s)))
-    sequences = st.tuples(st.integers(0, 2**62), st.integers(0, 2**62)).map(lambda pair: tuple(sorted(pair)))
-    record = LossRecord(
-        identity.device,
-        draw(names),
-        draw(st.sampled_from(LossCause)),
-        first,
-        last,
-        draw(st.integers(1, 2**53)),
-        draw(st.none() | sequences),  # type: ignore[arg-type]
-    )
+    count, sequences, epoch, runs = draw(st.integers(1, 2**53)), None, "", ()
+    if draw(st.booleans()):
+        start, epoch = draw(st.integers(0, 2**62)), draw(st.just("") | names)
+        sequences = (start, start + draw(st.integers(0, 2**61)))
+        runs = tuple(draw(st.lists(st.tuples(st.integers(1, 2**20), st.integers(1, 2**20)), max_size=9)))
+        if runs:
+            sequences = (start, start + sum(blocks for blocks, _ in runs) - 1)
+            count = sum(blocks * samples for blocks, samples in runs)
+    cause = draw(st.sampled_from(LossCause))
+    record = LossRecord(identity.device, draw(names), cause, first, last, count, sequences, epoch, runs)
     return identity, record
 
 
@@ -387,7 +387,12 @@ def test_a_payload_that_is_too_long_is_refused_even_if_it_is_good() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"last": -1}, {"count": 0}, {"count": 2**53 + 1}, {"cause": "theft"}, {"sequences": [2, 1]}, {"sequences": [1]}],
+    [
+        *({"last": -1}, {"count": 0}, {"count": 2**53 + 1}, {"cause": "theft"}, {"sequences": [2, 1]}),
+        *({"sequences": [1]}, {"lost_epoch": "e"}, {"blocks": [[1, 2]]}, {"sequences": [3, 4], "blocks": [[2, 2]]}),
+        *({"sequences": [3, 3], "blocks": []}, {"sequences": [3, 5], "blocks": [[2, 1]]}),
+        {"sequences": [3, 3], "lost_epoch": "/"},
+    ],
     ids=str,
 )
 def test_a_malformed_loss_record_is_an_error(change: dict[str, Any]) -> None:
