@@ -18,7 +18,7 @@ import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_base, wait_random_exponential
 
-from gateway.assembly import Emit, RawAssembler, ReadingAssembler
+from gateway.assembly import RawAssembler, ReadingAssembler
 from gateway.clock import HostClock
 from gateway.devices.base import (
     Decoder,
@@ -39,6 +39,7 @@ from gateway.links.base import Chunk, Link
 from gateway.samples import NS_PER_S, LossRecord, SampleBlock
 from gateway.settings import Device
 from gateway.signal.features import Features
+from gateway.state_assembly import Emit
 from gateway.wire.messages import DeviceMeta, SignalMeta
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""From a decoder's events to blocks with times: the time axis, the brain state, the blocks of a second, the losses.
+"""From a decoder's events to blocks with times: the time axis, the blocks of a second, the losses, the readings.
 
 Pure but for the clocks that it is given. One assembler lives as long as one connection to a device: a segment.
 """
@@ -7,32 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.clock import HostClock, SampleClock, TimeLine
+from gateway.clock import HostClock
 from gateway.devices.base import Missing, Reading, Samples, SignalSpec
+from gateway.sample_clock import SampleClock, TimeLine
 from gateway.samples import (
     BRAIN_STATE,
-    BRAIN_STATE_FIELDS,
-    BRAIN_STATE_PERIOD_NS,
     EEG,
     NS_PER_S,
     QUALITY,
     ClockStamp,
-    ClockState,
     Column,
     LossCause,
     LossRecord,
     SampleBlock,
 )
-from gateway.signal.features import FeatureEngine, Features
+from gateway.signal.features import Features
 from gateway.signal.quality import COUNTS_24_BIT, quality_bits, railed, unusable
-
-Emit = Callable[[SampleBlock | LossRecord], None]
+from gateway.state_assembly import Emit, StateAssembler
 
 SETTLE_EVENTS_MAX = 4096
 """Events held until the time axis is known: a second of a 2,000 Hz stream, one event a sample, twice over."""
@@ -44,10 +40,6 @@ READING_ERROR_NS = NS_PER_S // 10
 
 NOT_YET: Mapping[str, int] = MappingProxyType({})
 """The newest times of a device of which nothing came so far."""
-
-_BEST = ClockStamp(ClockState.SYNCED, 0)
-_TRUST = (ClockState.SYNCED, ClockState.UNKNOWN, ClockState.UNSYNCED)
-"""From the most to the least trustworthy."""
 
 
 def nothing(_state: Features) -> None:
@@ -132,7 +124,7 @@ class RawAssembler:
             self._count += stop - start
             self._placed_through = event.index + stop - 1
             if self._states:
-                self._states.push(part, line)
+                self._states.push(part.index, _physical(part, self._spec), _unusable(part, self._spec), line)
             if self._count >= self._block_samples:
                 self._close_block()
             start = stop
@@ -176,96 +168,6 @@ class RawAssembler:
         self._emit(LossRecord(self._device, event.signal, LossCause.RADIO, first_ns, last_ns, event.count))
 
 
-class StateAssembler:
-    """The brain state on the grid of whole 200 ms of UTC.
-
-    A step is taken when the newest sample before a grid point, less the features' latency, has come: so the times
-    are exactly 200 ms apart for as long as the stream lasts, whatever the device's rate and drift, and the window
-    is true to within a sample.
-    """
-
-    def __init__(
-        self,
-        device: str,
-        segment: int,
-        spec: SignalSpec,
-        host: HostClock,
-        emit: Emit,
-        on_state: Callable[[Features], None],
-        after_ns: int | None = None,
-    ) -> None:
-        assert spec.rate_hz is not None
-        self._device = device
-        self._segment = segment
-        self._spec = spec
-        self._host = host
-        self._emit = emit
-        self._on_state = on_state
-        self._engine = FeatureEngine(spec.rate_hz, len(spec.channels))
-        self._latency_ns = round(self._engine.latency_s * NS_PER_S)
-        self._due_ns: int | None = None
-        """Grid point of the next state, UTC."""
-        self._after_ns = after_ns
-        """Grid point that a state already has."""
-        self._line_error_ns = 0
-        self._times: list[int] = []
-        self._rows: list[tuple[float, ...]] = []
-        self._stamp = _BEST
-        """The trust that the least trustworthy of the rows deserves: the clock may be set before they are given out."""
-
-    def push(self, part: Samples, line: TimeLine) -> None:
-        """Take the next samples, whose times lie on this line."""
-        uv = np.stack([_physical(part, name) for name in self._spec.channels], axis=1)
-        bad = _unusable(part, self._spec)
-        # the window ends with the last sample before the grid point: up to a period too early
-        self._line_error_ns = line.error_ns + line.period_ns
-        start_ns = self._host.utc_ns(line.at(part.index))
-        if self._due_ns is None:
-            self._due_ns = _grid_after(start_ns - self._latency_ns)
-            if self._after_ns is not None:
-                self._due_ns = max(self._due_ns, self._after_ns + BRAIN_STATE_PERIOD_NS)
-        done = 0
-        while done < len(part):
-            # samples up to and including the last one that is not later than the grid point's own window end
-            end_ns = self._due_ns + self._latency_ns
-            upto = min(len(part), (end_ns - start_ns) // line.period_ns + 1)
-            if upto > done:
-                self._engine.push(uv[done:upto], bad[done:upto])
-                done = upto
-            if done < len(part):
-                self._step()
-
-    def interrupt(self) -> None:
-        """The stream is broken here: nothing is joined across."""
-        self.flush()
-        self._engine.reset()
-        self._due_ns = None
-
-    def flush(self) -> None:
-        """Give out the states that are there."""
-        if not self._times:
-            return
-        table = np.array(self._rows, dtype=np.float64)
-        columns: dict[str, Column] = {name: table[:, k].copy() for k, name in enumerate(BRAIN_STATE_FIELDS)}
-        times_ns = np.array(self._times, dtype=np.int64)
-        stamp = self._stamp
-        self._times, self._rows, self._stamp = [], [], _BEST
-        self._emit(SampleBlock(self._device, BRAIN_STATE, times_ns, columns, stamp, self._segment))
-
-    def _step(self) -> None:
-        assert self._due_ns is not None
-        state = self._engine.step()
-        if state is not None and not math.isnan(state.alpha):
-            self._times.append(self._due_ns)
-            self._rows.append(astuple(state))
-            self._stamp = _worse(self._stamp, self._host.stamp, self._line_error_ns)
-            self._after_ns = self._due_ns
-            self._on_state(state)
-        self._due_ns += BRAIN_STATE_PERIOD_NS
-        if self._due_ns % NS_PER_S == 0:
-            self.flush()
-
-
 class ReadingAssembler:
     """Readings of a device that reports when it likes: a block for what came together."""
 
@@ -298,16 +200,6 @@ class ReadingAssembler:
         self._emit(block)
 
 
-def _worse(so_far: ClockStamp, host: ClockStamp, line_error_ns: int) -> ClockStamp:
-    state = max(so_far.state, host.state, key=_TRUST.index)
-    return ClockStamp(state, max(so_far.error_ns, host.error_ns + line_error_ns))
-
-
-def _grid_after(time_ns: int) -> int:
-    """The first grid point that is not before this time."""
-    return -(-time_ns // BRAIN_STATE_PERIOD_NS) * BRAIN_STATE_PERIOD_NS
-
-
 def _part(event: Samples, start: int, stop: int) -> Samples:
     if start == 0 and stop == len(event):
         return event
@@ -315,8 +207,10 @@ def _part(event: Samples, start: int, stop: int) -> Samples:
     return Samples(event.signal, event.index + start, columns, event.arrival_ns, event.scales)
 
 
-def _physical(part: Samples, name: str) -> NDArray[np.float64]:
-    return part.columns[name].astype(np.float64) * part.scales.get(name, 1.0)
+def _physical(part: Samples, spec: SignalSpec) -> NDArray[np.float64]:
+    """Float64 (n, channels) in the signal's unit."""
+    columns = [part.columns[name].astype(np.float64) * part.scales.get(name, 1.0) for name in spec.channels]
+    return np.stack(columns, axis=1)
 
 
 def _unusable(part: Samples, spec: SignalSpec) -> NDArray[np.bool_]:

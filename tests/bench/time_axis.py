@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.clock import SampleClock
+from gateway.sample_clock import SampleClock
 from gateway.samples import NS_PER_S
 
 RATE_HZ = 250

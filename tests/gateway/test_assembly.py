@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gateway.assembly import BLOCK_SAMPLES_MAX, READING_ERROR_NS, SETTLE_EVENTS_MAX, RawAssembler, ReadingAssembler
-from gateway.clock import Discipline, HostClock
+from gateway.clock import HostClock
 from gateway.devices.base import Missing, Reading, Samples, SignalSpec
+from gateway.kernel_clock import Discipline
 from gateway.samples import (
     BRAIN_STATE,
     BRAIN_STATE_FIELDS,

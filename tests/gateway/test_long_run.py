@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from gateway.assembly import RawAssembler
-from gateway.clock import Discipline, HostClock
+from gateway.clock import HostClock
 from gateway.devices.base import Missing, Samples
 from gateway.devices.cyton import CytonDecoder
+from gateway.kernel_clock import Discipline
 from gateway.links.base import Chunk
 from gateway.samples import NS_PER_S, ClockState, LossRecord, SampleBlock
 

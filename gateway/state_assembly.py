@@ -1,0 +1,133 @@
+"""From samples of EEG to blocks of brain states, on a grid of 200 ms.
+
+Pure but for the clock that it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import astuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.clock import HostClock
+from gateway.devices.base import SignalSpec
+from gateway.sample_clock import TimeLine
+from gateway.samples import (
+    BRAIN_STATE,
+    BRAIN_STATE_FIELDS,
+    BRAIN_STATE_PERIOD_NS,
+    NS_PER_S,
+    ClockStamp,
+    ClockState,
+    Column,
+    LossRecord,
+    SampleBlock,
+)
+from gateway.signal.features import FeatureEngine, Features
+
+Emit = Callable[[SampleBlock | LossRecord], None]
+
+_BEST = ClockStamp(ClockState.SYNCED, 0)
+_TRUST = (ClockState.SYNCED, ClockState.UNKNOWN, ClockState.UNSYNCED)
+"""From the most to the least trustworthy."""
+
+
+class StateAssembler:
+    """The brain state on the grid of whole 200 ms of UTC.
+
+    A step is taken when the newest sample before a grid point, less the features' latency, has come: so the times
+    are exactly 200 ms apart for as long as the stream lasts, whatever the device's rate and drift, and the window
+    is true to within a sample.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        segment: int,
+        spec: SignalSpec,
+        host: HostClock,
+        emit: Emit,
+        on_state: Callable[[Features], None],
+        after_ns: int | None = None,
+    ) -> None:
+        assert spec.rate_hz is not None
+        self._device = device
+        self._segment = segment
+        self._spec = spec
+        self._host = host
+        self._emit = emit
+        self._on_state = on_state
+        self._engine = FeatureEngine(spec.rate_hz, len(spec.channels))
+        self._latency_ns = round(self._engine.latency_s * NS_PER_S)
+        self._due_ns: int | None = None
+        """Grid point of the next state, UTC."""
+        self._after_ns = after_ns
+        """Grid point that a state already has."""
+        self._line_error_ns = 0
+        self._times: list[int] = []
+        self._rows: list[tuple[float, ...]] = []
+        self._stamp = _BEST
+        """The trust that the least trustworthy of the rows deserves: the clock may be set before they are given out."""
+
+    def push(self, index: int, uv: NDArray[np.float64], bad: NDArray[np.bool_], line: TimeLine) -> None:
+        """Take the next samples, (n, channels) in uV and whether unusable, from `index` on this line."""
+        # the window ends with the last sample before the grid point: up to a period too early
+        self._line_error_ns = line.error_ns + line.period_ns
+        start_ns = self._host.utc_ns(line.at(index))
+        if self._due_ns is None:
+            self._due_ns = _grid_after(start_ns - self._latency_ns)
+            if self._after_ns is not None:
+                self._due_ns = max(self._due_ns, self._after_ns + BRAIN_STATE_PERIOD_NS)
+        done = 0
+        while done < len(uv):
+            # samples up to and including the last one that is not later than the grid point's own window end
+            end_ns = self._due_ns + self._latency_ns
+            upto = min(len(uv), (end_ns - start_ns) // line.period_ns + 1)
+            if upto > done:
+                self._engine.push(uv[done:upto], bad[done:upto])
+                done = upto
+            if done < len(uv):
+                self._step()
+
+    def interrupt(self) -> None:
+        """The stream is broken here: nothing is joined across."""
+        self.flush()
+        self._engine.reset()
+        self._due_ns = None
+
+    def flush(self) -> None:
+        """Give out the states that are there."""
+        if not self._times:
+            return
+        table = np.array(self._rows, dtype=np.float64)
+        columns: dict[str, Column] = {name: table[:, k].copy() for k, name in enumerate(BRAIN_STATE_FIELDS)}
+        times_ns = np.array(self._times, dtype=np.int64)
+        stamp = self._stamp
+        self._times, self._rows, self._stamp = [], [], _BEST
+        self._emit(SampleBlock(self._device, BRAIN_STATE, times_ns, columns, stamp, self._segment))
+
+    def _step(self) -> None:
+        assert self._due_ns is not None
+        state = self._engine.step()
+        if state is not None and not math.isnan(state.alpha):
+            self._times.append(self._due_ns)
+            self._rows.append(astuple(state))
+            self._stamp = _worse(self._stamp, self._host.stamp, self._line_error_ns)
+            self._after_ns = self._due_ns
+            self._on_state(state)
+        self._due_ns += BRAIN_STATE_PERIOD_NS
+        if self._due_ns % NS_PER_S == 0:
+            self.flush()
+
+
+def _worse(so_far: ClockStamp, host: ClockStamp, line_error_ns: int) -> ClockStamp:
+    state = max(so_far.state, host.state, key=_TRUST.index)
+    return ClockStamp(state, max(so_far.error_ns, host.error_ns + line_error_ns))
+
+
+def _grid_after(time_ns: int) -> int:
+    """The first grid point that is not before this time."""
+    return -(-time_ns // BRAIN_STATE_PERIOD_NS) * BRAIN_STATE_PERIOD_NS
