@@ -35,6 +35,7 @@ class _Channel:
     retained: bool
     title: str
     description: str
+    qos: int = 1
 
 
 _CHANNELS: dict[TopicKind, _Channel] = {
@@ -93,6 +94,27 @@ _CHANNELS: dict[TopicKind, _Channel] = {
         title="Requests for receipts",
         description="Which of these are stored? Answered on the receipt channel.",
     ),
+    TopicKind.TIME: _Channel(
+        topics.time("{gateway}"),
+        ("gateway",),
+        ("time",),
+        "bridge",
+        retained=False,
+        title="Time",
+        description="What time it is at a bridge, for a gateway that no time server answers. The gateway's own error "
+        "is half the round trip less the bridge's share, and the error of the bridge's clock.",
+        qos=0,
+    ),
+    TopicKind.TIME_REQUEST: _Channel(
+        topics.time_request("{gateway}"),
+        ("gateway",),
+        ("time_request",),
+        "gateway",
+        retained=False,
+        title="Questions for the time",
+        description="What time is it? Answered at once, on the time channel.",
+        qos=0,
+    ),
     TopicKind.BRIDGE_STATUS: _Channel(
         topics.bridge_status("{bridge}"),
         ("bridge",),
@@ -114,9 +136,10 @@ def document(titles: Mapping[str, str]) -> dict[str, Any]:
         "info": {
             "title": "wardlink wire contract",
             "version": f"{VERSION}.0.0",
-            "description": "Between edge gateways and the cloud, over MQTT 5 with QoS 1. A reader ignores keys that it "
-            "does not know; an unknown version or schema is an error. Old names are accepted on the way in: signal "
-            "and schema patient_vitals for vital_signs, field body_temperature for temperature.",
+            "description": "Between edge gateways and the cloud, over MQTT 5 with QoS 1, the time alone with QoS 0. "
+            "A reader ignores keys that it does not know; an unknown version or schema is an error. Old names are "
+            "accepted on the way in: signal and schema patient_vitals for vital_signs, field body_temperature for "
+            "temperature.",
             "license": {"name": "MIT"},
         },
         "defaultContentType": JSON,
@@ -147,7 +170,7 @@ def _channel(kind: TopicKind) -> dict[str, Any]:
 
 def _operation(kind: TopicKind, side: str, verb: str) -> dict[str, Any]:
     channel, name = _CHANNELS[kind], kind.name.lower()
-    binding: dict[str, Any] = {"qos": 1, "bindingVersion": _BINDING}
+    binding: dict[str, Any] = {"qos": channel.qos, "bindingVersion": _BINDING}
     if verb == "send":
         binding["retain"] = channel.retained
     return {

@@ -1,4 +1,4 @@
-"""The small messages beside the data: receipts, requests for them, presence, births. All JSON."""
+"""The small messages beside the data: receipts, the time, requests for both, presence, births. All JSON."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from gateway.errors import MalformedError, UnknownSchemaError, UnknownVersionErr
 from gateway.wire import topics
 from gateway.wire.codec import JSON, PAYLOAD_BYTES_MAX, Payload
 from gateway.wire.excerpt import excerpt, reason
-from gateway.wire.messages import DeviceMeta, Header, Receipt, ReceiptRequest, Status
+from gateway.wire.messages import DeviceMeta, Header, Receipt, ReceiptRequest, Status, TimeReply, TimeRequest
 from gateway.wire.topics import VERSION, TopicKind
 
-ControlMessage = Receipt | ReceiptRequest | Status | DeviceMeta
-M = TypeVar("M", Receipt, ReceiptRequest, Status, DeviceMeta)
+ControlMessage = Receipt | ReceiptRequest | TimeRequest | TimeReply | Status | DeviceMeta
+M = TypeVar("M", Receipt, ReceiptRequest, TimeRequest, TimeReply, Status, DeviceMeta)
 
 _SCHEMA_NAMES: dict[type[ControlMessage], str] = {
     Receipt: "receipt",
     ReceiptRequest: "receipt_request",
+    TimeRequest: "time_request",
+    TimeReply: "time",
     Status: "status",
     DeviceMeta: "meta",
 }
 _KINDS: dict[type[ControlMessage], frozenset[TopicKind]] = {
     Receipt: frozenset({TopicKind.RECEIPT}),
     ReceiptRequest: frozenset({TopicKind.RECEIPT_REQUEST}),
+    TimeRequest: frozenset({TopicKind.TIME_REQUEST}),
+    TimeReply: frozenset({TopicKind.TIME}),
     Status: frozenset({TopicKind.STATUS, TopicKind.BRIDGE_STATUS}),
     DeviceMeta: frozenset({TopicKind.META}),
 }
@@ -91,6 +95,8 @@ def _problem(message: ControlMessage) -> str:
                 if any(values is not None and len(values) != len(signal.channels) for values in lists):
                     return f"signal {signal.signal!r} needs one unit, and one code if any, for each channel"
             return ""
+        case TimeReply():
+            return "" if message.received <= message.replied else "it was answered before it was asked"
         case _:
             return ""
     return "" if all(first <= last for first, last in ranges) else "a range ends before it begins"

@@ -246,6 +246,28 @@ class ReceiptRequest(Struct, frozen=True, kw_only=True):
     wanted: Annotated[list[WantedRange], Meta(max_length=ENTRIES_MAX)]
 
 
+class TimeRequest(Struct, frozen=True, kw_only=True):
+    """A gateway asks for the time. Asked and answered with QoS 0: a late answer is worth nothing."""
+
+    v: Version
+    schema: Literal["time_request"]
+    gateway: Name
+    asked: Annotated[int, Meta(ge=0, le=INT64_MAX, description="the gateway's own clock of any origin, ns: repeated")]
+
+
+class TimeReply(Struct, frozen=True, kw_only=True):
+    """What time it was at a bridge when a request came and when this answer left (RFC 5905: T2 and T3)."""
+
+    v: Version
+    schema: Literal["time"]
+    gateway: Name
+    bridge: Name
+    asked: Annotated[int, Meta(ge=0, le=INT64_MAX, description="repeated from the request (T1)")]
+    received: Annotated[TimeNs, Meta(description="when the request came (T2), UTC ns")]
+    replied: Annotated[TimeNs, Meta(description="when the answer left (T3), UTC ns, not before it came")]
+    clock: Annotated[Clock, Meta(description="trust in the bridge's own clock")]
+
+
 class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Retained presence of a gateway or a bridge; its last will says `online` false."""
 

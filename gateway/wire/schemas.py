@@ -23,6 +23,8 @@ from gateway.wire.messages import (
     Receipt,
     ReceiptRequest,
     Status,
+    TimeReply,
+    TimeRequest,
     VitalSigns,
 )
 from gateway.wire.topics import VERSION
@@ -37,6 +39,8 @@ MESSAGES: dict[str, type[msgspec.Struct]] = {
     "loss": Loss,
     "receipt": Receipt,
     "receipt_request": ReceiptRequest,
+    "time_request": TimeRequest,
+    "time": TimeReply,
     "status": Status,
     "meta": DeviceMeta,
 }
@@ -47,6 +51,8 @@ _TITLES = {
     "loss": "Loss record",
     "receipt": "Receipt",
     "receipt_request": "Request for receipts",
+    "time_request": "Question for the time",
+    "time": "Time at a bridge",
     "status": "Presence of a gateway or bridge",
     "meta": "Birth of a device",
 }

@@ -6,6 +6,8 @@
     wardlink/v1/<gateway>/meta/<device>            retained birth of a device
     wardlink/v1/<gateway>/receipt                  cloud -> gateway: what is safely stored
     wardlink/v1/<gateway>/receipt/request          gateway -> cloud: which of these have you stored?
+    wardlink/v1/<gateway>/time                     cloud -> gateway: what time it is there
+    wardlink/v1/<gateway>/time/request             gateway -> cloud: what time is it?
     wardlink/v1/_cloud/status/<bridge>             retained, with last will: is a bridge there?
 
 A gateway writes only below its own id, so an access list on its client name is enough.
@@ -46,7 +48,22 @@ class TopicKind(StrEnum):
     META = "meta"
     RECEIPT = "receipt"
     RECEIPT_REQUEST = "receipt/request"
+    TIME = "time"
+    TIME_REQUEST = "time/request"
     BRIDGE_STATUS = "bridge_status"
+
+
+_OF_A_GATEWAY = {
+    kind.value: kind
+    for kind in (
+        TopicKind.STATUS,
+        TopicKind.RECEIPT,
+        TopicKind.RECEIPT_REQUEST,
+        TopicKind.TIME,
+        TopicKind.TIME_REQUEST,
+    )
+}
+"""Kinds of which a gateway has one, by the levels behind its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +112,16 @@ def receipt_request(gateway: str) -> str:
     return f"{_PREFIX}/{gateway}/receipt/request"
 
 
+def time(gateway: str) -> str:
+    """Topic on which a bridge tells a gateway the time."""
+    return f"{_PREFIX}/{gateway}/time"
+
+
+def time_request(gateway: str) -> str:
+    """Topic on which a gateway asks for the time."""
+    return f"{_PREFIX}/{gateway}/time/request"
+
+
 def bridge_status(bridge: str) -> str:
     """Topic of a bridge's retained status and last will."""
     return f"{_PREFIX}/{_CLOUD}/status/{bridge}"
@@ -124,13 +151,7 @@ def parse(topic: str) -> Topic:
             return Topic(TopicKind.LOSS, gateway, device)
         case ["meta", device]:
             return Topic(TopicKind.META, gateway, device)
-        case ["status"]:
-            return Topic(TopicKind.STATUS, gateway)
-        case ["receipt"]:
-            return Topic(TopicKind.RECEIPT, gateway)
-        case ["receipt", "request"]:
-            return Topic(TopicKind.RECEIPT_REQUEST, gateway)
-        case _:
-            raise MalformedError(
-                f"topic {excerpt(topic)} is not one of wardlink's", hint="see gateway/wire/asyncapi.json"
-            )
+    kind = _OF_A_GATEWAY.get("/".join(rest))
+    if kind is None:
+        raise MalformedError(f"topic {excerpt(topic)} is not one of wardlink's", hint="see gateway/wire/asyncapi.json")
+    return Topic(kind, gateway)

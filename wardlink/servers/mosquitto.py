@@ -70,6 +70,7 @@ user bridge
 topic read wardlink/v1/#
 topic write wardlink/v1/_cloud/status/+
 topic write wardlink/v1/+/receipt
+topic write wardlink/v1/+/time
 topic write wardlink/v1/+/cmd/#
 topic read $SYS/#
 """
@@ -97,7 +98,7 @@ class Mosquitto(PrivateServer):
         self.host = HOST
         self.port = free_port()
         self.bridge = Login("bridge", new_secret())
-        """Reads everything below wardlink/v1, writes receipts and commands."""
+        """Reads everything below wardlink/v1, writes receipts, the time and commands."""
         self._logins = {self.bridge.user: self.bridge}
 
     def gateway(self, gateway_id: str) -> Login:

@@ -1,4 +1,4 @@
-"""Receipts, requests, presence, births: there and back, by their schemas, on their own topics only."""
+"""Receipts, time, requests, presence, births: there and back, by their schemas, on their own topics only."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from gateway.wire import control, schemas
 from gateway.wire.codec import PAYLOAD_BYTES_MAX
 from gateway.wire.control import ControlMessage
 from gateway.wire.messages import (
+    Clock,
     CommittedRanges,
     DeviceMeta,
     Receipt,
     ReceiptRequest,
     SignalMeta,
     Status,
+    TimeReply,
+    TimeRequest,
     WantedRange,
 )
 
-KINDS: tuple[type[ControlMessage], ...] = (Receipt, ReceiptRequest, Status, DeviceMeta)
+KINDS: tuple[type[ControlMessage], ...] = (Receipt, ReceiptRequest, TimeRequest, TimeReply, Status, DeviceMeta)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}", fullmatch=True)
 numbers = st.integers(0, 2**63 - 2)
 pairs = st.tuples(numbers, numbers).map(lambda pair: (min(pair), max(pair)))
@@ -42,6 +45,18 @@ requests = st.builds(
     schema=st.just("receipt_request"),
     gateway=names,
     wanted=st.lists(st.builds(lambda pair, *who: WantedRange(*who, *pair), pairs, names, names, names), max_size=4),
+)
+time_requests = st.builds(
+    TimeRequest, v=st.just(1), schema=st.just("time_request"), gateway=names, asked=st.integers(0, 2**63 - 1)
+)
+times = st.integers(-(2**63), 2**63 - 1)
+time_replies = st.builds(
+    lambda pair, **others: TimeReply(v=1, schema="time", received=min(pair), replied=max(pair), **others),
+    st.tuples(times, times),
+    gateway=names,
+    bridge=names,
+    asked=st.integers(0, 2**63 - 1),
+    clock=st.builds(Clock, st.sampled_from(["synced", "unsynced", "unknown"]), st.integers(0, 2**63 - 1)),
 )
 statuses = st.builds(
     Status,
@@ -84,7 +99,7 @@ metas = st.builds(
 )
 
 
-@given(receipts | requests | statuses | metas)
+@given(receipts | requests | time_requests | time_replies | statuses | metas)
 def test_any_message_comes_back_equal_and_is_valid_by_its_schema(message: ControlMessage) -> None:
     payload = control.encode(message)
     assert payload == control.encode(message)
@@ -125,6 +140,16 @@ def entry(*ranges: Any) -> dict[str, Any]:
     return {"device": "d", "signal": "eeg", "epoch": "e", "ranges": list(ranges)}
 
 
+TIME = {
+    "v": 1,
+    "schema": "time",
+    "gateway": "g",
+    "bridge": "b",
+    "asked": 5,
+    "received": 7,
+    "replied": 7,
+    "clock": {"state": "synced", "error_ns": 0},
+}
 META = {"v": 1, "schema": "meta", "gateway": "g", "device": "d", "driver": "x"}
 SIGNAL = {"signal": "eeg", "channels": ["A", "B"], "units": ["uV", "uV"]}
 
@@ -151,6 +176,10 @@ SIGNAL = {"signal": "eeg", "channels": ["A", "B"], "units": ["uV", "uV"]}
             },
             ReceiptRequest,
         ),
+        ({**TIME, "replied": 6}, TimeReply),
+        ({**TIME, "asked": -1}, TimeReply),
+        ({**TIME, "clock": {"state": "good", "error_ns": 0}}, TimeReply),
+        ({"v": 1, "schema": "time_request", "gateway": "g", "asked": 0.5}, TimeRequest),
         ({"v": 1, "schema": "status", "name": "g", "online": "yes"}, Status),
         ({"v": 1, "schema": "status", "name": "g", "online": True, "version": "x" * 201}, Status),
         ({**META, "signals": [{**SIGNAL, "units": ["uV"]}]}, DeviceMeta),
@@ -172,6 +201,9 @@ def test_malformed_content_is_an_error(document: dict[str, Any], kind: Any) -> N
         ("wardlink/v1/g/receipt", RECEIPT, Receipt, True),
         ("wardlink/v1/other/receipt", RECEIPT, Receipt, False),
         ("wardlink/v1/g/receipt/request", RECEIPT, Receipt, False),
+        ("wardlink/v1/g/time", TIME, TimeReply, True),
+        ("wardlink/v1/h/time", TIME, TimeReply, False),
+        ("wardlink/v1/g/time/request", TIME, TimeReply, False),
         ("wardlink/v1/g/meta/d", {**META, "signals": []}, DeviceMeta, True),
         ("wardlink/v1/g/meta/e", {**META, "signals": []}, DeviceMeta, False),
         ("wardlink/v1/h/meta/d", {**META, "signals": []}, DeviceMeta, False),

@@ -147,6 +147,8 @@ def test_channels_are_the_topics() -> None:
         topics.meta(gateway, device),
         topics.receipt(gateway),
         topics.receipt_request(gateway),
+        topics.time(gateway),
+        topics.time_request(gateway),
         topics.bridge_status(bridge),
     }
     kinds = set()
@@ -166,7 +168,7 @@ def test_every_channel_has_one_sender_and_one_receiver() -> None:
         assert {end["action"] for end in ends} == {"send", "receive"}
         assert {end["tags"][0]["name"] for end in ends} == {"gateway", "bridge"}
         assert all(len(end["messages"]) == len(channel["messages"]) for end in ends)
-        assert all(end["bindings"]["mqtt"]["qos"] == 1 for end in ends)
+        assert {end["bindings"]["mqtt"]["qos"] for end in ends} == {0 if name.startswith("time") else 1}
 
 
 def test_messages_say_their_content_type_and_user_properties() -> None:

@@ -21,6 +21,8 @@ def test_what_is_built_is_read_back(gateway: str, device: str, signal: str) -> N
     assert topics.parse(topics.status(gateway)) == Topic(TopicKind.STATUS, gateway)
     assert topics.parse(topics.receipt(gateway)) == Topic(TopicKind.RECEIPT, gateway)
     assert topics.parse(topics.receipt_request(gateway)) == Topic(TopicKind.RECEIPT_REQUEST, gateway)
+    assert topics.parse(topics.time(gateway)) == Topic(TopicKind.TIME, gateway)
+    assert topics.parse(topics.time_request(gateway)) == Topic(TopicKind.TIME_REQUEST, gateway)
     assert topics.parse(topics.bridge_status(gateway)) == Topic(TopicKind.BRIDGE_STATUS, bridge=gateway)
     assert all(topics.is_name(name) for name in (gateway, device, signal))
 
@@ -83,6 +85,7 @@ def test_what_is_no_name(name: str) -> None:
         "wardlink/v1/g/data/d/s/",
         "wardlink/v1/g/receipt/requests",
         "wardlink/v1/g/cmd/x",
+        "wardlink/v1/g/time/requests",
         "wardlink/v1/_cloud/data/d/s",
         "wardlink/v1/_cloud/status",
         "/wardlink/v1/g/status",

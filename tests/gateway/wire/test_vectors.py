@@ -15,13 +15,20 @@ import pytest
 from gateway.samples import LossRecord, SampleBlock
 from gateway.wire import codec, control
 from gateway.wire.codec import CBOR, Message
-from gateway.wire.messages import DeviceMeta, Receipt, ReceiptRequest, Status
+from gateway.wire.messages import DeviceMeta, Receipt, ReceiptRequest, Status, TimeReply, TimeRequest
 
 VECTORS = Path(__file__).parent / "vectors"
 CASES = sorted(path.name.removesuffix(".payload") for path in VECTORS.glob("*.payload"))
 CASES_MIN = 45
 """That many were frozen with the first version."""
-CONTROL = {"receipt": Receipt, "receipt_request": ReceiptRequest, "status": Status, "meta": DeviceMeta}
+CONTROL = {
+    "receipt": Receipt,
+    "receipt_request": ReceiptRequest,
+    "time_request": TimeRequest,
+    "time": TimeReply,
+    "status": Status,
+    "meta": DeviceMeta,
+}
 
 
 def expected_of(case: str) -> dict[str, Any]:
