@@ -9,7 +9,7 @@ ONLY ?=
 
 export PYTHON VENV
 
-.PHONY: help demo test bench lint lint-style lint-format lint-types lint-imports lint-cython setup setup-test clean
+.PHONY: help demo test faults bench lint lint-style lint-format lint-types lint-imports lint-cython setup setup-test clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -20,6 +20,9 @@ demo: setup ## the whole chain for 30 s on private servers and virtual devices; 
 
 test: setup-test ## the whole test suite; ARGS go to pytest
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+faults: setup-test ## the long form of the fault rigs: power cuts, failing disks, damage, hours of work
+	@WARDLINK_LONG=1 $(VENV)/bin/python -m pytest -m faults $(ARGS)
 
 bench: ## how far ahead of its peers it is, as a table and as build/bench.json; ONLY=kernels or ONLY=devices
 	@sh .ci/setup dev,bench

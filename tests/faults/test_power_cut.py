@@ -1,0 +1,134 @@
+"""The power goes after every operation of the outbox: nothing that it accepted is lost, doubled, or named twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import WardlinkError
+from gateway.spool import sqlite_store
+from gateway.spool.outbox import Limits, Outbox
+from gateway.spool.sqlite_store import SqliteStore
+from tests.faults.cuts import Cut, Mode, cuts, without_folder_syncs
+from tests.faults.mount import MountedDisk
+from tests.faults.operations import Operation
+from tests.faults.witness import ALL, GATEWAY, Told, look
+from tests.faults.workload import Event, MakeStore, Workload, tell
+
+pytestmark = pytest.mark.faults
+
+FOLDER = "state"
+FILE = "outbox.db"
+ROUNDS = 18
+ROUNDS_LONG = 60
+CONTROL_SHARE = 0.2
+"""Of the cuts; a control has seen enough when it has seen one loss."""
+MODES_DRAWN_LONG = 3
+"""How often the modes that draw are drawn after each operation."""
+CHECKPOINT_PAGES = 8
+"""Small, so that there are many checkpoints to cut."""
+NEW_NUMBER = 5000
+"""Of the blocks that are appended after the cut."""
+
+
+class NormalStore(SqliteStore):
+    """The control: a writer that syncs its log only at checkpoints."""
+
+    def open(self) -> None:
+        super().open()
+        self._db.execute("PRAGMA synchronous = NORMAL")
+
+
+@dataclass(slots=True)
+class Toll:
+    """What a series of cuts did."""
+
+    looked_at: int = 0
+    harmed: list[str] = field(default_factory=list)
+
+
+def record_of(disk: MountedDisk, make_store: MakeStore, rounds: int) -> tuple[list[Operation], list[Event]]:
+    workload = Workload(disk.path / FOLDER / FILE, make_store, disk.mark, seed=1)
+    asyncio.run(workload.run(rounds))
+    return disk.take_record(), workload.events
+
+
+def take_toll(
+    record: Sequence[Operation], events: Sequence[Event], modes: Sequence[Mode], share: float, scratch: Path
+) -> Toll:
+    """Cut the power at every place, and open what is left."""
+    toll, told, seen = Toll(), Told(), set()
+    told_through = -1
+    for cut in cuts(record, modes, seed=7, share=share):
+        while told_through < cut.mark:
+            told_through += 1
+            tell(told, events[told_through])
+        digest = digest_of(cut)
+        if digest in seen:
+            continue
+        seen.add(digest)
+        toll.looked_at += 1
+        try:
+            asyncio.run(survive(cut, told, scratch))
+        except (AssertionError, WardlinkError) as error:
+            toll.harmed.append(f"{cut}: {error}")
+    return toll
+
+
+def digest_of(cut: Cut) -> bytes:
+    """The same files after the same promises need no second look."""
+    digest = hashlib.blake2b(f"{cut.mark} {sorted(cut.folders)}".encode())
+    for path, content in sorted(cut.files.items()):
+        digest.update(f"{path} {len(content)} ".encode() + content)
+    return digest.digest()
+
+
+async def survive(cut: Cut, told: Told, scratch: Path) -> None:
+    """Open what a cut left, by itself, and hold it against what was told."""
+    root = scratch / "cut"
+    for folder in sorted(cut.folders):
+        (root / folder).mkdir()
+    for path, content in cut.files.items():
+        (root / path).write_bytes(content)
+    outbox = Outbox(SqliteStore(root / FOLDER / FILE), GATEWAY, Limits(3600.0, ALL))
+    try:
+        await outbox.open()
+        found = await look(outbox, NEW_NUMBER)
+    finally:
+        await outbox.close()
+        shutil.rmtree(root)
+    found.check(told)
+
+
+@pytest.fixture(autouse=True)
+def small_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "_CHECKPOINT_PAGES", CHECKPOINT_PAGES)
+
+
+@pytest.mark.timeout(1800)
+def test_no_power_cut_costs_an_accepted_block(disk: MountedDisk, scratch: Path, is_long: bool) -> None:
+    record, events = record_of(disk, SqliteStore, ROUNDS_LONG if is_long else ROUNDS)
+    modes = [Mode.NONE, *(MODES_DRAWN_LONG if is_long else 1) * [Mode.PREFIX, Mode.SUBSET, Mode.TORN]]
+    toll = take_toll(record, events, modes, 1.0, scratch)
+    print(f"{toll.looked_at} disks after cuts in {len(record)} operations")
+    assert toll.harmed == []
+    assert toll.looked_at > len(record)
+
+
+def test_control_a_log_that_is_not_synced_loses(disk: MountedDisk, scratch: Path) -> None:
+    record, events = record_of(disk, NormalStore, ROUNDS)
+    toll = take_toll(record, events, [Mode.NONE], CONTROL_SHARE, scratch)
+    print(f"{len(toll.harmed)} of {toll.looked_at} disks harmed, such as {toll.harmed[:1]}")
+    assert any("accepted blocks lost" in harm for harm in toll.harmed)
+
+
+def test_control_a_folder_that_is_not_synced_loses(disk: MountedDisk, scratch: Path) -> None:
+    record, events = record_of(disk, SqliteStore, ROUNDS)
+    toll = take_toll(without_folder_syncs(record), events, [Mode.NONE], CONTROL_SHARE, scratch)
+    assert any("accepted blocks lost" in harm for harm in toll.harmed)

@@ -1,0 +1,122 @@
+"""Work for an outbox that does all it does in its life: blocks, losses, receipts, shedding, checkpoints, reopening."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.samples import EEG
+from gateway.spool.outbox import Limits, Outbox
+from gateway.spool.sqlite_store import SqliteStore
+from gateway.spool.store import StoredRow, StreamKey
+from tests.faults.witness import ALL, GATEWAY, STREAMS, Told, block, radio_loss
+
+MakeStore = Callable[[Path], SqliteStore]
+QUOTA_BYTES = 24_000
+"""Some sixty rows: blocks are shed now and then."""
+LIMITS = Limits(commit_interval_s=3600.0, commit_blocks=ALL, bytes_max=QUOTA_BYTES)
+REOPEN_EVERY = 17
+"""Rounds between two openings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A commit returned: so many more blocks."""
+
+    counts: Counter[StreamKey]
+    shown: tuple[StoredRow, ...]
+    """Rows that are there now and were not before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipted:
+    """The outbox is about to be told to forget these."""
+
+    rows: tuple[StoredRow, ...]
+
+
+Event = Accepted | Receipted
+
+
+def tell(told: Told, event: Event) -> None:
+    """The outside learns of an event."""
+    if isinstance(event, Accepted):
+        for stream, count in event.counts.items():
+            told.accept(stream, count)
+        for row in event.shown:
+            told.show(row)
+    else:
+        for row in event.rows:
+            told.receipt(row)
+
+
+class Workload:
+    """Drives an outbox in a folder, and reports each event by its number before anything else happens."""
+
+    def __init__(self, path: Path, make_store: MakeStore, on_event: Callable[[int], None], seed: int) -> None:
+        self.events: list[Event] = []
+        self._path = path
+        self._make_store = make_store
+        self._on_event = on_event
+        self._draw = random.Random(seed)
+        self._next: Counter[StreamKey] = Counter()
+        self._pending: Counter[StreamKey] = Counter()
+        self._last_id = 0
+
+    async def run(self, rounds: int) -> None:
+        """Work from an empty folder on, and leave the outbox closed."""
+        outbox = await self._open()
+        for turn in range(1, rounds + 1):
+            self._append(outbox)
+            await outbox.commit()
+            await self._accepted(outbox)
+            if self._draw.random() < 0.3:
+                await self._receipt(outbox)
+            if turn % REOPEN_EVERY == 0:
+                await outbox.close()
+                outbox = await self._open()
+        await outbox.close()
+
+    async def _open(self) -> Outbox:
+        outbox = Outbox(self._make_store(self._path), GATEWAY, LIMITS)
+        await outbox.open()
+        return outbox
+
+    def _append(self, outbox: Outbox) -> None:
+        for stream in STREAMS:
+            for _ in range(self._draw.randint(0, 3)):
+                self._take(outbox, stream)
+        if self._draw.random() < 0.2:
+            key = (STREAMS[0][0], "radio")
+            outbox.append(radio_loss(key[0], self._next[key]))
+            self._next[key] += 1
+            self._pending[key] += 1
+
+    def _take(self, outbox: Outbox, stream: StreamKey) -> None:
+        outbox.append(block(stream, self._next[stream]))
+        self._next[stream] += 1
+        self._pending[stream] += 1
+
+    async def _accepted(self, outbox: Outbox) -> None:
+        rows = await outbox.fetch(self._last_id, ALL, ALL)
+        if rows:
+            self._last_id = rows[-1].id
+        self._tell(Accepted(self._pending, tuple(rows)))
+        self._pending = Counter()
+
+    async def _receipt(self, outbox: Outbox) -> None:
+        """A receipt for some rows, most of them of raw signals; or for all that is there."""
+        rows = await outbox.fetch(0, ALL, ALL)
+        share = self._draw.choice((0.2, 0.5, 1.0))
+        chosen = [row for row in rows if self._draw.random() < (share if row.row.signal == EEG else share / 2)]
+        self._tell(Receipted(tuple(chosen)))
+        for row in chosen:
+            who = outbox.identity_of(row.row)
+            await outbox.forget(who.device, who.signal, who.epoch, [(who.sequence, who.sequence)])
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        self._on_event(len(self.events) - 1)
