@@ -143,15 +143,15 @@ def _spool_status(args: argparse.Namespace) -> int:
         {
             "device": device,
             "signal": signal,
+            "blocks": tally.blocks,
             "accepted": tally.accepted,
             "lost": tally.lost,
-            "next": tally.next_sequence,
         }
         for (device, signal), tally in sorted(tallies.items())
     ]
     if args.json:
         print(json.dumps({"epoch": store.epoch, "waiting": holding.rows, "bytes": holding.size, "streams": rows}))
         return EXIT_OK
-    show_rows(("device", "signal", "accepted", "lost", "next"), rows, as_json=False, title=f"epoch {store.epoch}")
+    show_rows(("device", "signal", "blocks", "accepted", "lost"), rows, as_json=False, title=f"epoch {store.epoch}")
     print(f"{holding.rows} blocks, {holding.size} bytes waiting for their receipt")
     return EXIT_OK

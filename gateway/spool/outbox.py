@@ -22,7 +22,19 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from gateway.errors import UnavailableError
 from gateway.samples import LOSS, LossCause, LossRecord, SampleBlock
 from gateway.spool import retention
-from gateway.spool.store import DamagedRow, Held, Holding, Range, Row, Store, StoredRow, StreamKey, Tally, identity
+from gateway.spool.store import (
+    DamagedRow,
+    EpochKey,
+    Held,
+    Holding,
+    Range,
+    Row,
+    Store,
+    StoredRow,
+    StreamKey,
+    Tally,
+    identity,
+)
 from gateway.wire import codec
 from gateway.wire.codec import Identity
 
@@ -58,6 +70,7 @@ class Outbox:
         self._limits = limits
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._next: dict[StreamKey, int] = {}
+        """The next sequence of each stream in this epoch."""
         self._pending: list[Row] = []
         """In the order of their sequences, which is kept: what a failed or cancelled step left stays first."""
         self._pending_bytes = 0
@@ -82,13 +95,11 @@ class Outbox:
     async def open(self) -> None:
         """Open the store. Raises `UnavailableError`, `DamagedError`, `ConfigError`."""
         await self._in_thread(self._store.open)
-        tallies = await self._in_thread(self._store.tallies)
-        self._next = {key: tally.next_sequence for key, tally in tallies.items()}
         self._look()
 
     @property
     def epoch(self) -> str:
-        """Born with the store."""
+        """Born with this opening: rows from before have others."""
         return self._store.epoch
 
     @property
@@ -96,13 +107,17 @@ class Outbox:
         """How much waits for its receipt, as of the last step."""
         return self._holding
 
-    def append(self, content: SampleBlock | LossRecord) -> None:
-        """Take a block or a loss record; it is accepted with the next commit."""
+    def append(self, content: SampleBlock | LossRecord, boot: str = "", offset_ns: int = 0) -> None:
+        """Take a block or a loss record; it is accepted with the next commit.
+
+        With the id of a boot its times are provisional, taken as `offset_ns` plus that boot's monotonic clock: it is
+        kept, but not sent until its times are final.
+        """
         self.empty.clear()
         if self._pending_bytes > PENDING_BYTES_MAX:
             self._refuse(content)
             return
-        self._take(self._row(content))
+        self._take(self._row(content, boot, offset_ns))
         if len(self._pending) - self._in_step >= self._limits.commit_blocks:
             self._due.set()
 
@@ -149,18 +164,15 @@ class Outbox:
         return rows
 
     async def forget(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
-        """A receipt came: forget these sequences. Returns the ids that are gone; none if the epoch is another.
-
-        Raises `UnavailableError`.
-        """
-        if epoch != self.epoch or not ranges:
+        """A receipt came: forget these sequences. Returns the ids that are gone. Raises `UnavailableError`."""
+        if not ranges:
             return []
-        removed = await self._in_thread(self._store.remove, device, signal, ranges)
+        removed = await self._in_thread(self._store.remove, device, signal, epoch, ranges)
         self._look()
         return removed
 
-    async def held(self) -> Mapping[StreamKey, Range]:
-        """Lowest and highest sequence that each stream still has here. Raises `UnavailableError`."""
+    async def held(self) -> Mapping[EpochKey, Range]:
+        """Lowest and highest sequence that each stream still has here, by epoch. Raises `UnavailableError`."""
         return await self._in_thread(self._store.held)
 
     async def tallies(self) -> Mapping[StreamKey, Tally]:
@@ -169,7 +181,7 @@ class Outbox:
 
     def identity_of(self, row: Row) -> Identity:
         """Who the block in a row is."""
-        return identity(self._gateway, self.epoch, row)
+        return identity(self._gateway, row)
 
     async def close(self) -> None:
         """Commit what is pending, once, and close the store."""
@@ -233,24 +245,32 @@ class Outbox:
         self._pending.append(row)
         self._pending_bytes += row.size
 
-    def _row(self, content: SampleBlock | LossRecord, sequence: int | None = None) -> Row:
-        """Encode; with the next sequence, unless it is one that was given before."""
+    def _row(
+        self,
+        content: SampleBlock | LossRecord,
+        boot: str = "",
+        offset_ns: int = 0,
+        place: tuple[str, int] | None = None,
+    ) -> Row:
+        """Encode; with the next sequence, unless epoch and sequence are those of one that was given before."""
         is_loss = isinstance(content, LossRecord)
-        signal = LOSS if is_loss else content.signal
-        key = (content.device, signal)
-        number = self._next.get(key, 0) if sequence is None else sequence
-        payload = codec.encode(Identity(self._gateway, *key, self.epoch, number), content)
-        self._next[key] = max(number + 1, self._next.get(key, 0))
+        key = (content.device, LOSS if is_loss else content.signal)
+        epoch, number = place or (self.epoch, self._next.get(key, 0))
+        payload = codec.encode(Identity(self._gateway, *key, epoch, number), content)
+        if place is None:
+            self._next[key] = number + 1
         return Row(
-            device=content.device,
-            signal=signal,
-            sequence=number,
+            *key,
+            epoch,
+            number,
             first_ns=content.first_ns,
             last_ns=content.last_ns,
             samples=0 if isinstance(content, LossRecord) else len(content),
             lost=content.sample_count if isinstance(content, LossRecord) else 0,
             lost_signal=content.signal if is_loss else "",
             payload=payload,
+            boot=boot,
+            offset_ns=offset_ns,
         )
 
     def _refuse(self, content: SampleBlock | LossRecord) -> None:
@@ -275,12 +295,17 @@ class Outbox:
         named = [held for held in rows if retention.is_named(held)]
         if len(named) < len(rows):
             log.error("of %d rows that are given up not even the stream is readable", len(rows) - len(named))
-        for record in retention.losses([held for held in named if held.signal != LOSS], cause):
-            self._take(self._row(record))
+        by_clock: dict[tuple[str, int], list[Held]] = {}
         for held in named:
             if held.signal == LOSS:
                 # Under its old sequence: if the first issue has arrived, this one is nothing new there.
-                self._take(self._row(retention.reissued(held), held.sequence))
+                place = (held.epoch, held.sequence)
+                self._take(self._row(retention.reissued(held), held.boot, held.offset_ns, place))
+            else:
+                by_clock.setdefault((held.boot, held.offset_ns), []).append(held)
+        for clock, of_it in by_clock.items():
+            for record in retention.losses(of_it, cause, self.epoch):
+                self._take(self._row(record, *clock))
         self._given_up.update((held.id, None) for held in rows)
 
     def _give_up_damaged(self, rows: Sequence[Held]) -> None:
@@ -308,7 +333,7 @@ class Outbox:
             await self._commit_pending()
 
     async def _next_to_shed(self, excess: int) -> list[Held]:
-        signals = {signal for _, signal in await self._in_thread(self._store.held)}
+        signals = {signal for _, signal, _ in await self._in_thread(self._store.held)}
         for group in retention.shed_order(signals):
             oldest = await self._in_thread(self._store.oldest, group, SHED_ROWS_MAX)
             chosen = retention.choose([held for held in oldest if held.id not in self._given_up], excess)

@@ -1,6 +1,7 @@
 """The outbox in a Redis server beside the gateway, for places that run one anyway.
 
-Rows are a stream, in order of arrival; a sorted set a signal finds them by sequence. Every step is one script.
+Rows are a stream, in order of arrival; a sorted set a signal and epoch finds them by sequence. Every step is one
+script.
 Durable only as far as the server is: what that takes is checked at the start.
 
 A step whose answer was lost may have been carried out, or may be carried out later: it may still wait in a socket.
@@ -12,8 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -21,19 +21,19 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gateway.errors import ConfigError, DamagedError, UnavailableError
-from gateway.spool.store import DamagedRow, Held, Holding, Range, Row, StoredRow, StreamKey, Tally
-from gateway.wire.codec import Payload
+from gateway.spool.redis_rows import FORMAT, SEPARATOR, Entry, checked, entry_of, fields_of, held_of, id_of, renewed
+from gateway.spool.store import DamagedRow, EpochKey, Held, Holding, Range, Row, StoredRow, StreamKey, Tally
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 SIZES_AT_ONCE = 10_000
 """Index entries read in one answer."""
+RENEWED_AT_ONCE = 200
+"""Rows of a former format that are taken over in one step."""
 FORGOTTEN_AT_ONCE = 1000
 """Rows named in one command of a script, which has room for some 8,000 words."""
-_SEPARATOR = "\x1f"
-"""Between device and signal in a key: no name may contain it."""
-_TALLY = ("next_sequence", "accepted", "lost")
+_TALLY = ("blocks", "accepted", "lost")
 _DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 """With any other value a power cut takes what was accepted."""
 _STEP = """
@@ -60,22 +60,6 @@ return 'done'
 A script, as in a MULTI a Redis out of memory refuses even what frees memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A row as the index has it."""
-
-    id: int
-    device: str
-    signal: str
-    size: int
-    lost: int = 0
-    lost_signal: str = ""
-
-    @property
-    def member(self) -> str:
-        return f"{self.id}:{self.size}"
-
-
 class RedisStore:
     """A `Store` under one prefix of a Redis database, which nobody else may write. `read_only`: to look at it."""
 
@@ -97,7 +81,7 @@ class RedisStore:
         self._holding = Holding(0, 0, 0)
         self._in_doubt = False
         """The answer to a step was lost: it may have been carried out, or be carried out later."""
-        self._carried_out: set[tuple[str, str, int]] = set()
+        self._carried_out: set[tuple[str, str, str, int]] = set()
         """Rows of steps that turned out to have happened, until their caller tries them again."""
 
     @property
@@ -109,60 +93,84 @@ class RedisStore:
             if not self._read_only:
                 self._check_durability()
                 self._take_over()
-                if not self._client.exists(self._key("epoch")):
-                    self._client.set(self._key("epoch"), secrets.token_hex(8), nx=True)
+                self._in_doubt = False
+                self._carried_out.clear()
+                self._renew()
+                self._count()
+                self._begin_epoch()
+                self._forget_empty_indexes()
+                return
             found = self._client.get(self._key("epoch"))
             if found is None:
                 raise UnavailableError("outbox in Redis is empty", hint="has its gateway run yet?")
             self._epoch = found.decode()
             self._count()
-        self._in_doubt = False
-        self._carried_out.clear()
 
     def append(self, rows: Sequence[Row]) -> None:
         self._step(list, rows)
 
     def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        def removed() -> list[_Entry]:
+        def removed() -> list[Entry]:
             return [
-                _Entry(held.id, held.device, held.signal, held.size, held.lost, held.lost_signal)
+                Entry(
+                    held.id,
+                    held.device,
+                    held.signal,
+                    held.epoch,
+                    held.size,
+                    held.sequence,
+                    held.samples,
+                    held.lost,
+                    held.lost_signal,
+                )
                 for held in self._summaries(ids)
             ]
 
         self._step(removed, rows)
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
-        if through <= after:
-            return []
-        with self._mapped():
-            found = self._client.xrange(self._key("blocks"), f"({after}-1", f"{through}-1", count=limit)
-        return [_checked(entry, fields) for entry, fields in found]
+        rows: list[StoredRow | DamagedRow] = []
+        while through > after and len(rows) < limit:
+            with self._mapped():
+                found = self._client.xrange(self._key("blocks"), f"({after}-1", f"{through}-1", count=limit)
+            rows += [checked(entry, fields) for entry, fields in found if not fields.get(b"boot")]
+            if len(found) < limit:
+                break
+            after = id_of(found[-1][0])
+        return rows[:limit]
 
-    def remove(self, device: str, signal: str, ranges: Sequence[Range]) -> list[int]:
-        def removed() -> list[_Entry]:
+    def unstamped(self, limit: int) -> list[StoredRow | DamagedRow]:
+        with self._mapped():
+            ids = self._client.zrange(self._key("unstamped"), 0, limit - 1)
+            return [checked(entry, fields) for entry, fields in self._entries(int(number) for number in ids)]
+
+    def remove(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
+        key = (device, signal, epoch)
+
+        def removed() -> list[Entry]:
             found: dict[bytes, None] = {}  # ranges may overlap
             for first, last in ranges:
-                found.update(dict.fromkeys(self._client.zrangebyscore(self._index(device, signal), first, last)))
-            return [_entry(device, signal, member) for member in found]
+                found.update(dict.fromkeys(self._client.zrangebyscore(self._index(key), first, last)))
+            return [entry_of(key, member) for member in found]
 
         return [entry.id for entry in self._step(removed, [])]
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         candidates: list[int] = []
-        for device, signal in self.tallies():
-            if signal in signals:
-                with self._mapped():
-                    found = self._client.zrange(self._index(device, signal), 0, limit - 1)
-                candidates.extend(_entry(device, signal, member).id for member in found)
+        with self._mapped():
+            for key in self._epoch_keys():
+                if key[1] in signals:
+                    found = self._client.zrange(self._index(key), 0, limit - 1)
+                    candidates.extend(entry_of(key, member).id for member in found)
         return self._summaries(sorted(candidates)[:limit])
 
-    def held(self) -> Mapping[StreamKey, Range]:
-        held: dict[StreamKey, Range] = {}
-        for key in self.tallies():
-            with self._mapped():
-                ends = [self._client.zrange(self._index(*key), at, at, withscores=True) for at in (0, -1)]
-            if ends[0]:
-                held[key] = (int(ends[0][0][1]), int(ends[1][0][1]))
+    def held(self) -> Mapping[EpochKey, Range]:
+        held: dict[EpochKey, Range] = {}
+        with self._mapped():
+            for key in self._epoch_keys():
+                ends = [self._client.zrange(self._index(key), at, at, withscores=True) for at in (0, -1)]
+                if ends[0]:
+                    held[key] = (int(ends[0][0][1]), int(ends[1][0][1]))
         return held
 
     def tallies(self) -> Mapping[StreamKey, Tally]:
@@ -175,34 +183,30 @@ class RedisStore:
     def close(self) -> None:
         self._client.close()
 
-    def _step(self, find: Callable[[], list[_Entry]], rows: Sequence[Row]) -> list[_Entry]:
+    def _step(self, find: Callable[[], list[Entry]], rows: Sequence[Row]) -> list[Entry]:
         """Forget what `find` finds and add rows, with all that is counted. Returns what was forgotten."""
         if self._read_only:
             raise UnavailableError("outbox in Redis was opened to be looked at only")
         with self._mapped():
             while True:
-                repeated = {(*row.key, row.sequence) for row in rows} & self._carried_out
-                new = [row for row in rows if (*row.key, row.sequence) not in repeated]
+                repeated = {row.identity for row in rows} & self._carried_out
+                new = [row for row in rows if row.identity not in repeated]
                 removed = find()
                 if not (removed or new) or self._happens(removed, new):
                     self._carried_out -= repeated
                     return removed
                 self._learn()
 
-    def _happens(self, removed: Sequence[_Entry], rows: Sequence[Row]) -> bool:
+    def _happens(self, removed: Sequence[Entry], rows: Sequence[Row]) -> bool:
         """Try a step. False where an earlier one, without an answer, has happened after all."""
         before = self._holding
-        next_sequences = {key: tally.next_sequence for key, tally in self._tallies().items()}
-        there = self._first_there(next_sequences, removed, rows)
-        commands = [] if there else [*self._forgetting(removed), *self._adding(rows, next_sequences)]
-        words: list[Any] = [self._owner, f"{before.last_id}-1" if before.last_id else "0-0", before.rows]
-        for command in commands:
-            words += [len(command), *command]
+        there = self._first_there(removed, rows)
+        commands = [] if there else [*self._forgetting(removed), *self._adding(rows, removed)]
         was_in_doubt, self._in_doubt = self._in_doubt, True
-        answer = self._client.eval(_STEP, 2, self._key("blocks"), self._key("owner"), *words)
+        answer = self._carry_out(commands)
         self._in_doubt = False
         if answer == b"done" and there:
-            raise DamagedError(f"outbox in Redis: {' '.join(there.key)} {there.sequence} is there already")
+            raise DamagedError(f"outbox in Redis: {' '.join(there.epoch_key)} {there.sequence} is there already")
         if answer == b"done":
             self._holding = Holding(
                 before.rows + len(rows) - len(removed),
@@ -217,54 +221,64 @@ class RedisStore:
             hint="has another gateway the same id?",
         )
 
-    def _forgetting(self, removed: Sequence[_Entry]) -> Iterator[list[Any]]:
+    def _carry_out(self, commands: Iterable[list[Any]]) -> Any:
+        before = self._holding
+        words: list[Any] = [self._owner, f"{before.last_id}-1" if before.last_id else "0-0", before.rows]
+        for command in commands:
+            words += [len(command), *command]
+        return self._client.eval(_STEP, 2, self._key("blocks"), self._key("owner"), *words)
+
+    def _forgetting(self, removed: Sequence[Entry]) -> Iterator[list[Any]]:
         """Only commands that a Redis out of memory takes, but for loss records."""
         for start in range(0, len(removed), FORGOTTEN_AT_ONCE):
             some = removed[start : start + FORGOTTEN_AT_ONCE]
             yield ["XDEL", self._key("blocks"), *(f"{entry.id}-1" for entry in some)]
+            yield ["ZREM", self._key("unstamped"), *(entry.id for entry in some)]
             members: dict[str, list[str]] = {}
             for entry in some:
-                members.setdefault(self._index(entry.device, entry.signal), []).append(entry.member)
+                index = self._index((entry.device, entry.signal, entry.epoch))
+                members.setdefault(index, []).append(entry.member)
             for index, these in members.items():
                 yield ["ZREM", index, *these]
         for entry in removed:
             if entry.lost:
                 yield self._counting(entry.device, entry.lost_signal, "lost", -entry.lost)
 
-    def _adding(self, rows: Sequence[Row], next_sequences: dict[StreamKey, int]) -> Iterator[list[Any]]:
+    def _adding(self, rows: Sequence[Row], removed: Sequence[Entry]) -> Iterator[list[Any]]:
+        gone = {(entry.device, entry.signal, entry.epoch, entry.sequence): entry.samples for entry in removed}
+        if rows:
+            yield ["SADD", self._key("streams"), *{SEPARATOR.join(row.epoch_key): None for row in rows}]
         for number, row in enumerate(rows, start=self._holding.last_id + 1):
-            fields = [word for pair in _fields(row).items() for word in pair]
+            fields = [word for pair in fields_of(number, row).items() for word in pair]
             yield ["XADD", self._key("blocks"), f"{number}-1", *fields]
-            yield ["ZADD", self._index(*row.key), row.sequence, _Entry(number, *row.key, row.size).member]
-            rise = row.sequence + 1 - next_sequences.get(row.key, 0)
-            if rise > 0:
-                next_sequences[row.key] = row.sequence + 1
-                yield self._counting(*row.key, "next_sequence", rise)
-            yield self._counting(*row.key, "accepted", row.samples)
+            yield ["ZADD", self._index(row.epoch_key), row.sequence, Entry(number, *row.epoch_key, row.size).member]
+            if row.boot:
+                yield ["ZADD", self._key("unstamped"), number, number]
+            if row.identity not in gone:
+                yield self._counting(*row.key, "blocks", 1)
+            if samples := row.samples - gone.get(row.identity, 0):
+                yield self._counting(*row.key, "accepted", samples)
             if row.lost:
                 yield self._counting(row.device, row.lost_signal, "lost", row.lost)
 
     def _counting(self, device: str, signal: str, name: str, by: int) -> list[Any]:
-        return ["HINCRBY", self._key("tallies"), _SEPARATOR.join((device, signal, name)), by]
+        return ["HINCRBY", self._key("tallies"), SEPARATOR.join((device, signal, name)), by]
 
     def _learn(self) -> None:
         """What became of the step in doubt, now that it is settled."""
         for entry, fields in self._client.xrange(self._key("blocks"), f"({self._holding.last_id}-1", "+"):
-            held = _held(entry, fields)
-            self._carried_out.add((held.device, held.signal, held.sequence))
+            held = held_of(entry, fields)
+            self._carried_out.add((held.device, held.signal, held.epoch, held.sequence))
         self._count()
 
-    def _first_there(
-        self, next_sequences: Mapping[StreamKey, int], removed: Sequence[_Entry], rows: Sequence[Row]
-    ) -> Row | None:
+    def _first_there(self, removed: Sequence[Entry], rows: Sequence[Row]) -> Row | None:
         """The first row whose sequence is there already, unless it takes the place of one that goes."""
         going = {entry.member.encode() for entry in removed}
-        for row in rows:
-            if row.sequence < next_sequences.get(row.key, 0):
-                found = self._client.zrangebyscore(self._index(*row.key), row.sequence, row.sequence)
-                if any(member not in going for member in found):
-                    return row
-        return None
+        with self._client.pipeline(transaction=False) as reads:
+            for row in rows:
+                reads.zrangebyscore(self._index(row.epoch_key), row.sequence, row.sequence)
+            found = reads.execute()
+        return next((row for row, members in zip(rows, found, strict=True) if not going.issuperset(members)), None)
 
     def _count(self) -> None:
         """What is there, from the stream's own numbers and the index, which is short."""
@@ -272,28 +286,40 @@ class RedisStore:
         if self._client.exists(self._key("blocks")):
             found = self._client.xinfo_stream(self._key("blocks"))
             last_id, row_count = int(found["last-generated-id"].split(b"-")[0]), int(found["length"])
-        for device, signal in self._tallies():
+        for key in self._epoch_keys():
             start = 0
-            while members := self._client.zrange(self._index(device, signal), start, start + SIZES_AT_ONCE - 1):
-                size += sum(_entry(device, signal, member).size for member in members)
+            while members := self._client.zrange(self._index(key), start, start + SIZES_AT_ONCE - 1):
+                size += sum(entry_of(key, member).size for member in members)
                 start += SIZES_AT_ONCE
         self._holding = Holding(row_count, size, last_id)
 
+    def _epoch_keys(self) -> list[EpochKey]:
+        """Streams and epochs of which rows are here, or were since the outbox was opened."""
+        members = self._client.smembers(self._key("streams"))
+        return [(device, signal, epoch) for device, signal, epoch in (m.decode().split(SEPARATOR) for m in members)]
+
     def _tallies(self) -> dict[StreamKey, Tally]:
         numbers: dict[StreamKey, dict[str, int]] = {}
-        for field, value in self._client.hgetall(self._key("tallies")).items():
-            device, signal, name = field.decode().split(_SEPARATOR)
-            numbers.setdefault((device, signal), {})[name] = int(value)
+        for (device, signal, name), value in self._counted().items():
+            numbers.setdefault((device, signal), {})[name] = value
         return {key: Tally(*(values.get(name, 0) for name in _TALLY)) for key, values in numbers.items()}
+
+    def _counted(self) -> dict[tuple[str, str, str], int]:
+        found = self._client.hgetall(self._key("tallies"))
+        split = ((field.decode().split(SEPARATOR), int(value)) for field, value in found.items())
+        return {(device, signal, name): value for (device, signal, name), value in split}
 
     def _summaries(self, ids: Sequence[int]) -> list[Held]:
         if not ids:
             return []
-        with self._mapped(), self._client.pipeline(transaction=False) as reads:
-            for number in sorted(set(ids)):
+        with self._mapped():
+            return [held_of(entry, fields) for entry, fields in self._entries(sorted(set(ids)))]
+
+    def _entries(self, ids: Iterable[int]) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        with self._client.pipeline(transaction=False) as reads:
+            for number in ids:
                 reads.xrange(self._key("blocks"), f"{number}-1", f"{number}-1")
-            found = reads.execute()
-        return [_held(entry, fields) for entries in found for entry, fields in entries]
+            return [item for entries in reads.execute() for item in entries]
 
     def _take_over(self) -> None:
         """Fence off whoever wrote before: a step of its that is still on its way names another owner."""
@@ -302,6 +328,51 @@ class RedisStore:
             self._client.set(self._key("owner"), self._owner)
         except redis.OutOfMemoryError:
             self._owner = ""  # a full outbox must open all the same, to be emptied
+
+    def _renew(self) -> None:
+        """Take an outbox of the former format over, some rows a step; cut off, it goes on at the next start."""
+        former = self._client.get(self._key("epoch"))
+        if former is None or self._client.get(self._key("format")) == FORMAT:
+            return
+        self._count()
+        after, last_former_id = 0, self._holding.last_id
+        while found := self._client.xrange(
+            self._key("blocks"), f"({after}-1", f"{last_former_id}-1", count=RENEWED_AT_ONCE
+        ):
+            old = [(entry, fields) for entry, fields in found if b"epoch" not in fields]
+            answer = self._carry_out(self._renewing(old, former.decode()))
+            if answer != b"done":
+                raise DamagedError(f"outbox in Redis: another program writes {self._prefix}*: {answer.decode()}")
+            after = id_of(found[-1][0])
+            before = self._holding
+            self._holding = Holding(before.rows, before.size, before.last_id + len(old))
+        for (device, signal, name), value in self._counted().items():
+            if name == "next_sequence":
+                tallies = self._key("tallies")
+                self._client.hset(tallies, SEPARATOR.join((device, signal, "blocks")), value)
+                self._client.hdel(tallies, SEPARATOR.join((device, signal, name)))
+
+    def _renewing(self, old: Sequence[tuple[bytes, Mapping[bytes, bytes]]], epoch: str) -> Iterator[list[Any]]:
+        for number, (entry, fields) in enumerate(old, start=self._holding.last_id + 1):
+            held = held_of(entry, fields)
+            key = (held.device, held.signal, epoch)
+            yield ["XDEL", self._key("blocks"), entry]
+            yield ["ZREM", f"{self._prefix}sequences:{held.device}{SEPARATOR}{held.signal}", f"{held.id}:{held.size}"]
+            new = renewed(entry, fields, number, epoch)
+            yield ["XADD", self._key("blocks"), f"{number}-1", *(word for pair in new.items() for word in pair)]
+            yield ["ZADD", self._index(key), held.sequence, Entry(number, *key, held.size).member]
+            yield ["SADD", self._key("streams"), SEPARATOR.join(key)]
+
+    def _begin_epoch(self) -> None:
+        self._epoch = secrets.token_hex(8)
+        with contextlib.suppress(redis.OutOfMemoryError):  # a full outbox must open all the same
+            self._client.set(self._key("format"), FORMAT)
+            self._client.set(self._key("epoch"), self._epoch)
+
+    def _forget_empty_indexes(self) -> None:
+        for key in self._epoch_keys():
+            if not self._client.exists(self._index(key)):
+                self._client.srem(self._key("streams"), SEPARATOR.join(key))
 
     def _check_durability(self) -> None:
         try:
@@ -316,8 +387,8 @@ class RedisStore:
     def _key(self, name: str) -> str:
         return self._prefix + name
 
-    def _index(self, device: str, signal: str) -> str:
-        return f"{self._prefix}sequences:{device}{_SEPARATOR}{signal}"
+    def _index(self, key: EpochKey) -> str:
+        return f"{self._prefix}sequences:{SEPARATOR.join(key)}"
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -327,69 +398,3 @@ class RedisStore:
             raise ConfigError(f"outbox in Redis: {error}", hint="credential redis-password") from None
         except redis.RedisError as error:
             raise UnavailableError(f"outbox in Redis: {error}", hint="is the server of spool.redis_url up?") from error
-
-
-def _entry(device: str, signal: str, member: bytes) -> _Entry:
-    number, size = member.split(b":")
-    return _Entry(int(number), device, signal, int(size))
-
-
-def _fields(row: Row) -> dict[Any, Any]:
-    return {
-        "device": row.device,
-        "signal": row.signal,
-        "sequence": row.sequence,
-        "first_ns": row.first_ns,
-        "last_ns": row.last_ns,
-        "samples": row.samples,
-        "size": row.size,
-        "lost": row.lost,
-        "lost_signal": row.lost_signal,
-        "content_type": row.payload.content_type,
-        "schema": row.payload.schema,
-        "checksum": row.checksum(),
-        "payload": row.payload.data,
-    }
-
-
-def _held(entry: bytes, fields: Mapping[bytes, bytes]) -> Held:
-    def number(name: bytes) -> int:
-        digits = fields.get(name, b"")
-        return int(digits) if digits.lstrip(b"-").isdigit() else 0
-
-    def text(name: bytes) -> str:
-        return fields.get(name, b"").decode(errors="replace")
-
-    return Held(
-        id=int(entry.split(b"-")[0]),
-        device=text(b"device"),
-        signal=text(b"signal"),
-        sequence=number(b"sequence"),
-        first_ns=number(b"first_ns"),
-        last_ns=number(b"last_ns"),
-        samples=number(b"samples"),
-        size=number(b"size"),
-        lost=number(b"lost"),
-        lost_signal=text(b"lost_signal"),
-    )
-
-
-def _checked(entry: bytes, fields: Mapping[bytes, bytes]) -> StoredRow | DamagedRow:
-    held = _held(entry, fields)
-    row = Row(
-        device=held.device,
-        signal=held.signal,
-        sequence=held.sequence,
-        first_ns=held.first_ns,
-        last_ns=held.last_ns,
-        samples=held.samples,
-        lost=held.lost,
-        lost_signal=held.lost_signal,
-        payload=Payload(
-            fields.get(b"content_type", b"").decode(errors="replace"),
-            fields.get(b"schema", b"").decode(errors="replace"),
-            fields.get(b"payload", b""),
-        ),
-    )
-    intact = str(row.checksum()).encode() == fields.get(b"checksum")
-    return StoredRow(held.id, row) if intact else DamagedRow(held)

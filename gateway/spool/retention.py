@@ -45,15 +45,23 @@ def choose(oldest: Sequence[Held], bytes_to_free: int) -> list[Held]:
     return chosen
 
 
-def losses(rows: Sequence[Held], cause: LossCause) -> list[LossRecord]:
-    """One record for each uninterrupted range of sequences among rows that are given up."""
+def losses(rows: Sequence[Held], cause: LossCause, epoch: str) -> list[LossRecord]:
+    """One record for each uninterrupted range of sequences among rows that are given up; `epoch`: the records' own."""
     records: list[LossRecord] = []
-    for row in sorted(rows, key=lambda held: (held.device, held.signal, held.sequence)):
+    for row in sorted(rows, key=lambda held: (held.device, held.signal, held.epoch, held.sequence)):
         first_ns, last_ns = sorted((row.first_ns, row.last_ns))  # of a damaged row anything may be wrong
         samples = max(row.samples, 1)
         sequences = (row.sequence, row.sequence)
         record = LossRecord(
-            row.device, row.signal, cause, first_ns, last_ns, samples, sequences, block_runs=((1, samples),)
+            row.device,
+            row.signal,
+            cause,
+            first_ns,
+            last_ns,
+            samples,
+            sequences,
+            "" if row.epoch == epoch else row.epoch,
+            ((1, samples),),
         )
         if records and follows(records[-1], record):
             records[-1] = joined(records[-1], record)
@@ -64,7 +72,7 @@ def losses(rows: Sequence[Held], cause: LossCause) -> list[LossRecord]:
 
 def is_named(row: Held) -> bool:
     """Whether a row's stream can be named at all: damage may have taken that too."""
-    names = (row.device, row.signal, row.lost_signal) if row.signal == LOSS else (row.device, row.signal)
+    names = (row.device, row.signal, row.epoch, *([row.lost_signal] if row.signal == LOSS else []))
     return all(topics.is_name(name) for name in names) and row.sequence >= 0
 
 

@@ -14,67 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import DamagedError, UnavailableError
-from gateway.spool.store import DamagedRow, Held, Holding, Range, Row, StoredRow, StreamKey, Tally
-from gateway.wire.codec import Payload
+from gateway.spool.sqlite_format import (
+    COUNT,
+    FETCH,
+    FORMAT,
+    FORMER,
+    HALF_WAY,
+    HELD,
+    INDEXED_IDENTITY,
+    INSERT,
+    SCHEMA,
+    TAKE_OUT,
+    UNSTAMPED,
+    checked,
+    take_over,
+    typed,
+    values,
+)
+from gateway.spool.store import DamagedRow, EpochKey, Held, Holding, Range, Row, StoredRow, StreamKey, Tally
 
-FORMAT = 1
 _BUSY_TIMEOUT_S = 5.0
 _CHECKPOINT_PAGES = 1000
 """4 MB of log at most before it goes into the file: damage in a log can hide rows, so it is kept short."""
 _FOLDER_HINT = "does its folder exist, and does it belong to the service's user?"
 _DISK_HINT = "is the disk full, or mounted read-only?"
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS outbox (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS block (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    device TEXT NOT NULL,
-    signal TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
-    first_ns INTEGER NOT NULL,
-    last_ns INTEGER NOT NULL,
-    samples INTEGER NOT NULL,
-    lost INTEGER NOT NULL,
-    lost_signal TEXT NOT NULL,
-    content_type TEXT NOT NULL,
-    schema TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    size INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    UNIQUE (device, signal, sequence)
-) STRICT;
-CREATE TABLE IF NOT EXISTS tally (
-    device TEXT NOT NULL,
-    signal TEXT NOT NULL,
-    next_sequence INTEGER NOT NULL DEFAULT 0,
-    accepted INTEGER NOT NULL DEFAULT 0,
-    lost INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (device, signal)
-) STRICT, WITHOUT ROWID;
-"""
-_HELD = "id, device, signal, sequence, first_ns, last_ns, samples, size, lost, lost_signal"
-_REST = "content_type, schema, payload, checksum"
-_TYPES: tuple[type[int | str | bytes], ...] = (
-    *(int, str, str, int, int, int, int, int, int, str),
-    *(str, str, bytes, int),
-)
-_INDEXED_IDENTITY = """
-SELECT device, signal, sequence FROM block INDEXED BY sqlite_autoindex_block_1 WHERE device >= '' AND id = ?
-"""
-"""A row's identity as the index has it: a second copy. The comparison makes the index usable at all."""
-_INSERT = """
-INSERT INTO block (device, signal, sequence, first_ns, last_ns, samples, lost, lost_signal,
-                   content_type, schema, payload, size, checksum)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_COUNT_SEQUENCE = """
-INSERT INTO tally (device, signal, next_sequence, accepted) VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET next_sequence = max(next_sequence, excluded.next_sequence),
-                          accepted = accepted + excluded.accepted
-"""
-_COUNT_LOST = """
-INSERT INTO tally (device, signal, lost) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET lost = lost + excluded.lost
-"""
 
 
 class SqliteStore:
@@ -113,9 +76,8 @@ class SqliteStore:
                 if not self._read_only:
                     self._prepare()
                 self._epoch = self._scalar_text("SELECT value FROM outbox WHERE key = 'epoch'")
-                rows, size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM block").fetchone()
-                last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'block'").fetchone()
-                self._holding = Holding(rows, size, last[0] if last else 0)
+                counted = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(id), 0) FROM block"
+                self._holding = Holding(*self._db.execute(counted).fetchone())
         except BaseException:
             self.close()
             raise
@@ -132,16 +94,26 @@ class SqliteStore:
 
     def _check_owner(self) -> None:
         """Refuse a database of another program, or of another version of this one, before anything in it changes."""
-        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        if not tables:
+        found = self._found_format()
+        if found is None:
             if self._read_only:
                 raise UnavailableError(f"outbox {self.path} is empty", hint="has its gateway run yet?")
             return
-        found = self._scalar_text("SELECT value FROM outbox WHERE key = 'format'") if "outbox" in tables else ""
         if not found:
             raise DamagedError(f"{self.path} is a database, but no outbox", hint="check spool.path")
-        if found != str(FORMAT):
+        if found not in {FORMAT, FORMER, HALF_WAY}:
             raise DamagedError(f"outbox {self.path} has format {found}, this program writes {FORMAT}")
+        if found != FORMAT and self._read_only:
+            raise UnavailableError(
+                f"outbox {self.path} has the former format {found}", hint="the gateway takes it over when it starts"
+            )
+
+    def _found_format(self) -> str | None:
+        """None for an empty file, nothing for a database that is no outbox."""
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if not tables:
+            return None
+        return self._scalar_text("SELECT value FROM outbox WHERE key = 'format'") if "outbox" in tables else ""
 
     def _prepare(self) -> None:
         self.path.chmod(0o600)
@@ -153,58 +125,35 @@ class SqliteStore:
             )
         run("PRAGMA synchronous = FULL")
         run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        if self._found_format() in {FORMER, HALF_WAY}:
+            take_over(self._db, self._transaction)
         with self._transaction():
-            for statement in _SCHEMA.split(";"):
+            for statement in SCHEMA.split(";"):
                 run(statement)
-            run("INSERT OR IGNORE INTO outbox VALUES ('format', ?)", (str(FORMAT),))
-            run("INSERT OR IGNORE INTO outbox VALUES ('epoch', ?)", (secrets.token_hex(8),))
+            run("INSERT OR IGNORE INTO outbox VALUES ('format', ?)", (FORMAT,))
+            run("INSERT OR REPLACE INTO outbox VALUES ('epoch', ?)", (secrets.token_hex(8),))
 
     def append(self, rows: Sequence[Row]) -> None:
-        with self._mapped("write"):
-            with self._transaction():
-                self._insert(rows)
-            self._account(rows, [])
+        self._step([], rows)
 
     def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        with self._mapped("write"):
-            try:
-                self._replace(ids, rows)
-            except (sqlite3.OperationalError, sqlite3.IntegrityError):
-                raise
-            except sqlite3.DatabaseError:
-                # The row of an id may no longer fit its index entry, which is why it is being replaced.
-                self._db.execute("REINDEX block")
-                self._replace(ids, rows)
-
-    def _replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        sizes: list[int] = []
-        with self._transaction():
-            for number in ids:
-                query = "DELETE FROM block WHERE id = ? RETURNING size, device, lost_signal, lost"
-                for size, device, lost_signal, lost in self._db.execute(query, (number,)).fetchall():
-                    sizes.append(size)
-                    if lost:
-                        self._db.execute(_COUNT_LOST, (device, lost_signal, -lost))
-            self._insert(rows)
-        self._account(rows, sizes)
+        self._step(ids, rows)
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
-        with self._mapped("read"):
-            cursor = self._db.execute(
-                f"SELECT {_HELD}, {_REST} FROM block WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",  # noqa: S608 - constants
-                (after, through, limit),
-            )
-            return [self._checked(values) for values in cursor.fetchall()]
+        return self._rows(FETCH, (after, through, limit))
 
-    def remove(self, device: str, signal: str, ranges: Sequence[Range]) -> list[int]:
+    def unstamped(self, limit: int) -> list[StoredRow | DamagedRow]:
+        return self._rows(UNSTAMPED, (limit,))
+
+    def remove(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
         removed: list[tuple[int, int]] = []
         with self._mapped("write"):
             with self._transaction():
                 for first, last in ranges:
                     found = self._db.execute(
-                        "DELETE FROM block WHERE device = ? AND signal = ? AND sequence BETWEEN ? AND ?"
+                        "DELETE FROM block WHERE device = ? AND signal = ? AND epoch = ? AND sequence BETWEEN ? AND ?"
                         " RETURNING id, size",
-                        (device, signal, first, last),
+                        (device, signal, epoch, first, last),
                     )
                     removed.extend(found.fetchall())
             self._account([], [size for _, size in removed])
@@ -212,18 +161,19 @@ class SqliteStore:
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         places = ", ".join("?" * len(signals))
-        query = f"SELECT {_HELD} FROM block WHERE signal IN ({places}) ORDER BY id LIMIT ?"  # noqa: S608 - constants
+        query = f"SELECT {HELD} FROM block WHERE signal IN ({places}) ORDER BY id LIMIT ?"  # noqa: S608 - constants
         with self._mapped("read"):
-            return [Held(*_typed(values)) for values in self._db.execute(query, (*signals, limit)).fetchall()]
+            return [Held(*typed(values)) for values in self._db.execute(query, (*signals, limit)).fetchall()]
 
-    def held(self) -> Mapping[StreamKey, Range]:
+    def held(self) -> Mapping[EpochKey, Range]:
+        query = "SELECT device, signal, epoch, min(sequence), max(sequence) FROM block GROUP BY 1, 2, 3"
         with self._mapped("read"):
-            cursor = self._db.execute("SELECT device, signal, min(sequence), max(sequence) FROM block GROUP BY 1, 2")
-            return {(device, signal): (first, last) for device, signal, first, last in cursor.fetchall()}
+            found = self._db.execute(query).fetchall()
+            return {(device, signal, epoch): (first, last) for device, signal, epoch, first, last in found}
 
     def tallies(self) -> Mapping[StreamKey, Tally]:
         with self._mapped("read"):
-            cursor = self._db.execute("SELECT device, signal, next_sequence, accepted, lost FROM tally")
+            cursor = self._db.execute("SELECT device, signal, blocks, accepted, lost FROM tally")
             return {(device, signal): Tally(*values) for device, signal, *values in cursor.fetchall()}
 
     def holding(self) -> Holding:
@@ -241,12 +191,47 @@ class SqliteStore:
             raise UnavailableError(f"outbox {self.path} is not open")
         return self._connection
 
-    def _insert(self, rows: Sequence[Row]) -> None:
-        self._db.executemany(_INSERT, [_values(row) for row in rows])
-        for row in rows:
-            self._db.execute(_COUNT_SEQUENCE, (*row.key, row.sequence + 1, row.samples))
-            if row.lost:
-                self._db.execute(_COUNT_LOST, (row.device, row.lost_signal, row.lost))
+    def _step(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
+        with self._mapped("write"):
+            try:
+                sizes = self._exchange(ids, rows)
+            except (sqlite3.OperationalError, sqlite3.IntegrityError):
+                raise
+            except sqlite3.DatabaseError:
+                if not ids:
+                    raise
+                # The row of an id may no longer fit its index entry, which is why it is being replaced.
+                self._db.execute("REINDEX block")
+                sizes = self._exchange(ids, rows)
+            self._account(rows, sizes)
+
+    def _exchange(self, ids: Sequence[int], rows: Sequence[Row]) -> list[int]:
+        """Take rows out, put others in and count, in one transaction. Returns the sizes of what went."""
+        sizes: list[int] = []
+        counts: Counted = {}
+        with self._transaction():
+            gone: dict[tuple[str, str, str, int], int] = {}
+            for number in ids:
+                for size, *identity, samples, lost, lost_signal in self._db.execute(TAKE_OUT, (number,)).fetchall():
+                    sizes.append(size)
+                    gone[tuple(identity)] = samples
+                    _count(counts, (identity[0], lost_signal), lost=-lost)
+            for number, row in enumerate(rows, start=self._holding.last_id + 1):
+                self._db.execute(INSERT, values(number, row))
+                again = row.identity in gone
+                _count(counts, row.key, blocks=int(not again), samples=row.samples - gone.get(row.identity, 0))
+                _count(counts, (row.device, row.lost_signal), lost=row.lost)
+            self._db.executemany(COUNT, [(*key, *count) for key, count in counts.items() if any(count)])
+        return sizes
+
+    def _rows(self, query: str, arguments: Sequence[int]) -> list[StoredRow | DamagedRow]:
+        with self._mapped("read"):
+            found = self._db.execute(query, arguments).fetchall()
+            return [checked(columns, self._indexed_identity) for columns in found]
+
+    def _indexed_identity(self, number: int) -> Sequence[Any] | None:
+        found: Sequence[Any] | None = self._db.execute(INDEXED_IDENTITY, (number,)).fetchone()
+        return found
 
     def _account(self, added: Sequence[Row], removed_sizes: Sequence[int]) -> None:
         """Keep the holding in step after a commit; counting the table would read all of it."""
@@ -256,26 +241,6 @@ class SqliteStore:
             before.size + sum(row.size for row in added) - sum(removed_sizes),
             before.last_id + len(added),
         )
-
-    def _checked(self, values: Sequence[Any]) -> StoredRow | DamagedRow:
-        values = _typed(values)
-        held = Held(*values[:10])
-        content_type, schema, data, checksum = values[10:]
-        row = Row(
-            device=held.device,
-            signal=held.signal,
-            sequence=held.sequence,
-            first_ns=held.first_ns,
-            last_ns=held.last_ns,
-            samples=held.samples,
-            lost=held.lost,
-            lost_signal=held.lost_signal,
-            payload=Payload(content_type, schema, data),
-        )
-        if row.checksum() == checksum:
-            return StoredRow(held.id, row)
-        identity = self._db.execute(_INDEXED_IDENTITY, (held.id,)).fetchone() or values[1:4]
-        return DamagedRow(Held(held.id, *_typed((held.id, *identity))[1:], *values[4:10]))
 
     def _scalar_text(self, query: str) -> str:
         found = self._db.execute(query).fetchone()
@@ -302,13 +267,6 @@ class SqliteStore:
             raise DamagedError(f"outbox {self.path}: cannot {doing}: {error}") from error
 
 
-def _typed(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Columns of a row, with nothing in place of one that damage gave another type."""
-    return tuple(
-        value if isinstance(value, kind) else kind() for value, kind in zip(values, _TYPES[: len(values)], strict=True)
-    )
-
-
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -317,7 +275,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _values(row: Row) -> tuple[object, ...]:
-    payload = row.payload
-    head = (row.device, row.signal, row.sequence, row.first_ns, row.last_ns, row.samples, row.lost, row.lost_signal)
-    return (*head, payload.content_type, payload.schema, payload.data, row.size, row.checksum())
+Counted = dict[StreamKey, tuple[int, int, int]]
+"""Blocks, samples accepted and samples lost that a step adds to each tally."""
+
+
+def _count(counts: Counted, key: StreamKey, *, blocks: int = 0, samples: int = 0, lost: int = 0) -> None:
+    before = counts.get(key, (0, 0, 0))
+    counts[key] = (before[0] + blocks, before[1] + samples, before[2] + lost)

@@ -14,7 +14,9 @@ from typing import Protocol
 from gateway.wire.codec import Identity, Payload
 
 StreamKey = tuple[str, str]
-"""Device serial and signal: what a sequence counts."""
+"""Device serial and signal: what a tally counts."""
+EpochKey = tuple[str, str, str]
+"""Device serial, signal and epoch: what a sequence counts."""
 Range = tuple[int, int]
 """Sequences, both ends included."""
 
@@ -25,6 +27,7 @@ class Row:
 
     device: str
     signal: str
+    epoch: str
     sequence: int
     first_ns: int
     last_ns: int
@@ -35,20 +38,33 @@ class Row:
     lost_signal: str
     """The signal that they belonged to; empty for a block."""
     payload: Payload
+    boot: str = ""
+    """The boot whose clock gave provisional times; empty once they are final. Until then nobody may send the row."""
+    offset_ns: int = 0
+    """UTC minus the boot's monotonic clock, as it was taken for the provisional times."""
 
     @property
     def key(self) -> StreamKey:
         return (self.device, self.signal)
 
     @property
+    def epoch_key(self) -> EpochKey:
+        return (self.device, self.signal, self.epoch)
+
+    @property
+    def identity(self) -> tuple[str, str, str, int]:
+        return (self.device, self.signal, self.epoch, self.sequence)
+
+    @property
     def size(self) -> int:
         """Bytes that count against the quota."""
         return len(self.payload.data) + ROW_OVERHEAD_BYTES
 
-    def checksum(self) -> int:
-        """CRC-32 over identity and content: a row that the disk changed does not pass as another."""
-        head = f"{self.device}\0{self.signal}\0{self.sequence}\0{self.first_ns}\0{self.last_ns}\0{self.samples}"
-        head += f"\0{self.lost}\0{self.lost_signal}\0{self.payload.content_type}\0{self.payload.schema}\0"
+    def checksum(self, number: int) -> int:
+        """CRC-32 over id, identity and content: a row that the disk changed does not pass as another."""
+        head = f"{number}\0{self.device}\0{self.signal}\0{self.epoch}\0{self.sequence}\0{self.first_ns}\0{self.last_ns}"
+        head += f"\0{self.samples}\0{self.lost}\0{self.lost_signal}\0{self.boot}\0{self.offset_ns}"
+        head += f"\0{self.payload.content_type}\0{self.payload.schema}\0"
         return zlib.crc32(self.payload.data, zlib.crc32(head.encode()))
 
 
@@ -71,6 +87,7 @@ class Held:
     id: int
     device: str
     signal: str
+    epoch: str
     sequence: int
     first_ns: int
     last_ns: int
@@ -79,6 +96,8 @@ class Held:
     """Bytes that count against the quota."""
     lost: int
     lost_signal: str
+    boot: str
+    offset_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +111,8 @@ class DamagedRow:
 class Tally:
     """What one stream has come to since the outbox was born."""
 
-    next_sequence: int
+    blocks: int
+    """Blocks, or loss records, accepted."""
     accepted: int
     """Samples accepted."""
     lost: int
@@ -106,7 +126,7 @@ class Holding:
     rows: int
     size: int
     last_id: int
-    """The highest id ever given."""
+    """The highest id given since the store was opened, or held."""
 
 
 class Store(Protocol):
@@ -114,10 +134,17 @@ class Store(Protocol):
 
     @property
     def epoch(self) -> str:
-        """Born with the store: sequences of another epoch are other blocks."""
+        """Born with each opening by a writer; to who only looks, the one that was born last.
+
+        Sequences begin at 0 in each: an outbox that comes from an old backup, or that lost what it accepted last,
+        never gives one identity to two blocks.
+        """
 
     def open(self) -> None:
-        """Open or create. Raises `UnavailableError`, `DamagedError`, `ConfigError`."""
+        """Open or create; rows that are there keep their epoch.
+
+        Raises `UnavailableError`, `DamagedError`, `ConfigError`.
+        """
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows and raise their streams' tallies, in one durable step.
@@ -126,22 +153,26 @@ class Store(Protocol):
         """
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
-        """Rows with after < id <= through, in order, at most `limit`."""
+        """Rows with final times and after < id <= through, in order, at most `limit`."""
 
-    def remove(self, device: str, signal: str, ranges: Sequence[Range]) -> list[int]:
+    def unstamped(self, limit: int) -> list[StoredRow | DamagedRow]:
+        """The oldest rows with provisional times, at most `limit`."""
+
+    def remove(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
         """Forget the rows of these sequences; returns the ids of those that were there."""
 
     def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
         """Forget rows by id and add others, in one durable step; ids that are not here are no error.
 
-        What a forgotten loss record spoke of is no longer counted as lost.
+        What a forgotten loss record spoke of is no longer counted as lost. A row may take the place of a forgotten one
+        of the same identity: then the stream's tally counts only the difference.
         """
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         """The oldest rows of these signals, at most `limit`."""
 
-    def held(self) -> Mapping[StreamKey, Range]:
-        """Lowest and highest sequence that each stream still has here."""
+    def held(self) -> Mapping[EpochKey, Range]:
+        """Lowest and highest sequence that each stream still has here, by epoch."""
 
     def tallies(self) -> Mapping[StreamKey, Tally]:
         """Tallies of all streams that were ever here."""
@@ -153,6 +184,6 @@ class Store(Protocol):
         """Release the files; may be called in any state."""
 
 
-def identity(gateway: str, epoch: str, row: Row) -> Identity:
+def identity(gateway: str, row: Row) -> Identity:
     """Who the block in a row is."""
-    return Identity(gateway, row.device, row.signal, epoch, row.sequence)
+    return Identity(gateway, *row.identity)

@@ -26,7 +26,7 @@ RECEIPTS_BYTES_MAX = 8 << 20
 DISK_RETRY_S = 1.0
 """Between two attempts at an outbox that does not answer."""
 WANTED_MAX = 512
-"""Streams in one receipt request."""
+"""Streams and epochs in one receipt request."""
 
 
 class Uplink:
@@ -154,8 +154,8 @@ class Uplink:
                 continue
             for start in range(0, len(held), WANTED_MAX):
                 wanted = [
-                    WantedRange(device, signal, self._outbox.epoch, first, last)
-                    for (device, signal), (first, last) in held[start : start + WANTED_MAX]
+                    WantedRange(device, signal, epoch, first, last)
+                    for (device, signal, epoch), (first, last) in held[start : start + WANTED_MAX]
                 ]
                 request = ReceiptRequest(v=1, schema="receipt_request", gateway=self._gateway, wanted=wanted)
                 self._publish(_control(topics.receipt_request(self._gateway), request))

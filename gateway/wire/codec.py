@@ -86,7 +86,7 @@ class Identity:
     signal: str
     """The sequence that it is counted in: the signal as its sender names it, or `loss`."""
     epoch: str
-    """Born with the outbox that gave the sequence."""
+    """Born with the opening of the outbox that gave the sequence."""
     sequence: int
 
 

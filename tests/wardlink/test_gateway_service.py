@@ -143,7 +143,7 @@ def test_spool_status_counts_what_waits(tmp_path: Path, capsys: pytest.CaptureFi
     said = json.loads(capsys.readouterr().out)
     assert (said["epoch"], said["waiting"]) == (epoch, 3)
     assert said["bytes"] > 300
-    assert {row["signal"]: (row["accepted"], row["lost"], row["next"]) for row in said["streams"]} == {
+    assert {row["signal"]: (row["accepted"], row["lost"], row["blocks"]) for row in said["streams"]} == {
         "vital_signs": (6, 5, 2),
         "loss": (0, 0, 1),
     }

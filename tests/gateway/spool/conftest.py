@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from gateway.spool.store import Row, Store
 from gateway.wire.codec import Payload
 
 GATEWAY = "gw-spool"
+EPOCH = "0123456789abcdef"
+"""Of rows that are made by hand."""
 NOON_NS = 1_714_564_800_000_000_000
 MS = 1_000_000
 CLOCK = ClockStamp(ClockState.SYNCED, 1000)
@@ -44,6 +47,14 @@ class Place(ABC):
     def damage(self, number: int, column: str = "payload", value: object = b"not what was stored") -> None:
         """Change one column of the row with this id behind the store's back."""
 
+    @abstractmethod
+    def back_up(self) -> None:
+        """Keep a copy of the data; no writer may have it open."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Put the copy in the place of the data; no writer may have it open."""
+
     def open(self, *, read_only: bool = False) -> Store:
         """A store on this place, open; closed at the end of the test at the latest."""
         store = self.store(read_only=read_only)
@@ -64,6 +75,21 @@ class SqlitePlace(Place):
     def store(self, *, read_only: bool = False) -> SqliteStore:
         return SqliteStore(self.path, read_only=read_only)
 
+    def back_up(self) -> None:
+        copy = self._copy()
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for file in self.path.parent.glob(f"{self.path.name}*"):
+            shutil.copy(file, copy)
+
+    def restore(self) -> None:
+        for file in self.path.parent.glob(f"{self.path.name}*"):
+            file.unlink()
+        shutil.copytree(self._copy(), self.path.parent, dirs_exist_ok=True)
+
+    def _copy(self) -> Path:
+        return self.path.parent / f"copy-of-{self.path.name}"
+
     def damage(self, number: int, column: str = "payload", value: object = b"not what was stored") -> None:
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             changed = connection.execute(f"UPDATE block SET {column} = ? WHERE id = ?", (value, number))
@@ -75,9 +101,18 @@ class RedisPlace(Place):
         super().__init__()
         self.url = url
         self.client: Any = redis.Redis.from_url(url)
+        self._copy: dict[bytes, bytes] = {}
 
     def store(self, *, read_only: bool = False) -> RedisStore:
         return RedisStore(self.url, GATEWAY, read_only=read_only)
+
+    def back_up(self) -> None:
+        self._copy = {key: self.client.dump(key) for key in self.client.scan_iter()}
+
+    def restore(self) -> None:
+        self.client.flushdb()
+        for key, value in self._copy.items():
+            self.client.restore(key, 0, value)
 
     def damage(self, number: int, column: str = "payload", value: object = b"not what was stored") -> None:
         """A stream's entries cannot be changed: write the whole stream anew."""
@@ -122,6 +157,7 @@ class Make:
     """Rows, blocks and loss records."""
 
     noon_ns = NOON_NS
+    epoch = EPOCH
 
     def row(
         self,
@@ -133,17 +169,33 @@ class Make:
         lost: int = 0,
         lost_signal: str = "",
         size: int = 40,
+        epoch: str = EPOCH,
+        boot: str = "",
+        offset_ns: int = 0,
     ) -> Row:
         first_ns = NOON_NS + sequence * 1000 * MS
         data = f"{device} {signal} {sequence} {next(_numbers)} ".encode().ljust(size, b"\xff")
         payload = Payload("application/cbor", "raw", data)
-        return Row(device, signal, sequence, first_ns, first_ns + 999 * MS, samples, lost, lost_signal, payload)
+        return Row(
+            device,
+            signal,
+            epoch,
+            sequence,
+            first_ns,
+            first_ns + 999 * MS,
+            samples,
+            lost,
+            lost_signal,
+            payload,
+            boot,
+            offset_ns,
+        )
 
     def rows(self, first: int, last: int, device: str = "DEV", signal: str = "eeg", **more: Any) -> list[Row]:
         return [self.row(sequence, device, signal, **more) for sequence in range(first, last + 1)]
 
-    def loss_row(self, sequence: int, device: str = "DEV", lost_signal: str = "eeg", lost: int = 7) -> Row:
-        return self.row(sequence, device, "loss", samples=0, lost=lost, lost_signal=lost_signal)
+    def loss_row(self, sequence: int, device: str = "DEV", lost_signal: str = "eeg", lost: int = 7, **more: Any) -> Row:
+        return self.row(sequence, device, "loss", samples=0, lost=lost, lost_signal=lost_signal, **more)
 
     def block(self, device: str = "DEV", signal: str = "eeg", *, at: int = 0, n: int = 10) -> SampleBlock:
         """Second number `at` since noon."""

@@ -281,21 +281,52 @@ async def test_the_stall_of_a_commit_is_seen_and_ends(store: Any, make: Any) -> 
         assert outbox.stalled_s() == 0
 
 
-async def test_sequences_go_on_after_the_next_start(place: Any, make: Any) -> None:
+async def test_each_start_begins_an_epoch_and_receipts_of_all_that_are_held_count(place: Any, make: Any) -> None:
+    epochs = []
+    for start in range(3):
+        async with opened(place.store()) as outbox:
+            epochs.append(outbox.epoch)
+            for at in range(2):
+                outbox.append(make.block(at=10 * start + at))
+            outbox.append(make.loss())
+            await outbox.commit()
     async with opened(place.store()) as outbox:
-        epoch = outbox.epoch
-        for at in range(3):
+        assert outbox.epoch not in epochs
+        assert await outbox.held() == {
+            ("DEV", signal, epoch): (0, last) for signal, last in (("eeg", 1), ("loss", 0)) for epoch in epochs
+        }
+        found = await outbox.fetch(0, ALL, ALL)
+        assert [(item.row.epoch, *item.row.key, item.row.sequence) for item in found] == [
+            (epoch, "DEV", signal, number)
+            for epoch in epochs
+            for signal, number in (("eeg", 0), ("eeg", 1), ("loss", 0))
+        ]
+        for item in found:
+            message = codec.decode(item.row.payload.data, item.row.payload.content_type)
+            assert message.identity == outbox.identity_of(item.row)
+        assert await outbox.forget("DEV", "eeg", epochs[1], [(0, 9)]) == [4, 5]
+        assert await outbox.forget("DEV", "loss", epochs[2], [(0, 9)]) == [9]
+        assert await outbox.forget("DEV", "eeg", outbox.epoch, [(0, 9)]) == []
+        assert outbox.holding.rows == 6
+
+
+async def test_what_is_given_up_of_a_former_epoch_is_on_record_under_its_epoch(place: Any, make: Any) -> None:
+    async with opened(place.store()) as outbox:
+        former = outbox.epoch
+        for at in range(2):
             outbox.append(make.block(at=at))
-        outbox.append(make.loss())
-        await outbox.commit()
-        assert await outbox.forget("DEV", "eeg", epoch, [(0, 2)]) == [1, 2, 3]
-        assert await outbox.forget("DEV", "loss", epoch, [(0, 0)]) == [4]
+    place.damage(2)
     async with opened(place.store()) as outbox:
-        assert outbox.epoch == epoch
-        outbox.append(make.block(at=3))
-        outbox.append(make.loss())
+        outbox.append(make.block(at=2))
         await outbox.commit()
-        assert await identities(outbox) == [("DEV", "eeg", 3), ("DEV", "loss", 1)]
+        place.damage(3)
+        await outbox.fetch(0, ALL, ALL)
+        await outbox.commit()
+        found = await losses(outbox)
+        assert sorted((loss.epoch, loss.sequences, loss.sample_count) for loss in found) == [
+            ("", (0, 0), 10),
+            (former, (1, 1), 10),
+        ]
 
 
 async def test_what_was_never_committed_has_never_had_a_sequence(place: Any, make: Any) -> None:
@@ -307,10 +338,42 @@ async def test_what_was_never_committed_has_never_had_a_sequence(place: Any, mak
     store.failures = 1
     outbox.append(make.block(at=1))
     await outbox.close()
+    async with opened(place.store()) as again:
+        again.append(make.block(at=2))
+        await again.commit()
+        found = await again.fetch(0, ALL, ALL)
+        assert [(item.row.epoch, item.row.sequence) for item in found] == [(outbox.epoch, 0), (again.epoch, 0)]
+
+
+async def test_a_block_with_provisional_times_is_durable_and_not_sent(place: Any, make: Any) -> None:
     async with opened(place.store()) as outbox:
-        outbox.append(make.block(at=2))
+        outbox.append(make.block(at=0), "boot", 7)
+        outbox.append(make.loss(at=0), "boot", 7)
+        outbox.append(make.block(at=1))
         await outbox.commit()
-        assert await identities(outbox) == [("DEV", "eeg", 0), ("DEV", "eeg", 1)]
+        assert await identities(outbox) == [("DEV", "eeg", 1)]
+        assert outbox.holding.rows == 3
+        assert not outbox.empty.is_set()
+    async with opened(place.store()) as outbox:
+        found = await outbox._in_thread(outbox._store.unstamped, ALL)
+        assert [(item.row.signal, item.row.boot, item.row.offset_ns) for item in found] == [
+            ("eeg", "boot", 7),
+            ("loss", "boot", 7),
+        ]
+
+
+async def test_the_record_of_a_loss_with_provisional_times_has_them_too(place: Any, make: Any) -> None:
+    async with opened(place.store(), Limits(60.0, 10**6, 6000)) as outbox:
+        for at in range(20):
+            outbox.append(make.block(at=at), "boot", 7 if at < 2 else 8)
+        await outbox.commit()
+        assert await losses(outbox) == []
+        assert outbox.holding.size <= 6000
+        unstamped = await outbox._in_thread(outbox._store.unstamped, ALL)
+    found = [item.row for item in unstamped if item.row.signal == "loss"]
+    assert {row.offset_ns for row in found} == {7, 8}
+    assert {row.boot for row in found} == {"boot"}
+    assert sum(row.lost for row in found if row.offset_ns == 7) == 20
 
 
 async def test_closing_commits_what_is_pending(place: Any, make: Any) -> None:
@@ -337,7 +400,7 @@ async def test_a_receipt_of_another_epoch_forgets_nothing(store: Any, make: Any)
         assert await outbox.forget("DEV", "eeg", "another", [(0, 9)]) == []
         assert await outbox.forget("DEV", "eeg", outbox.epoch, []) == []
         assert outbox.holding.rows == 1
-        assert await outbox.held() == {("DEV", "eeg"): (0, 0)}
+        assert await outbox.held() == {("DEV", "eeg", outbox.epoch): (0, 0)}
 
 
 async def test_empty_is_set_only_while_nothing_waits_anywhere(store: Any, make: Any) -> None:
@@ -589,6 +652,7 @@ async def test_damaged_rows_that_follow_each_other_share_a_record(place: Any, ma
 
 async def test_a_damaged_loss_record_is_issued_again_under_its_sequence_and_counts_once(place: Any, make: Any) -> None:
     async with opened(place.store()) as outbox:
+        former = outbox.epoch
         outbox.append(make.loss(at=0, count=5))
         outbox.append(make.loss(at=3, count=8))
         await outbox.commit()
@@ -597,9 +661,10 @@ async def test_a_damaged_loss_record_is_issued_again_under_its_sequence_and_coun
         assert await identities(outbox) == [("DEV", "loss", 1)]
         outbox.append(make.loss(at=5, count=1))
         await outbox.commit()
-        assert sorted(await identities(outbox)) == [("DEV", "loss", sequence) for sequence in range(3)]
+        found = await outbox.fetch(0, ALL, ALL)
+        assert [(item.row.epoch == former, item.row.sequence) for item in found] == [(True, 1), (True, 0), (False, 0)]
         assert (await outbox.tallies())["DEV", "eeg"].lost == 14
-        assert (await outbox.tallies())["DEV", "loss"].next_sequence == 3
+        assert (await outbox.tallies())["DEV", "loss"].blocks == 3
         (again,) = [loss for loss in await losses(outbox) if loss.cause is LossCause.CORRUPT]
         assert (again.signal, again.sample_count) == ("eeg", 5)
         assert (again.first_ns, again.last_ns) == (make.loss(at=0).first_ns, make.loss(at=0).last_ns)
@@ -634,7 +699,7 @@ async def test_loss_sequences_stay_in_order_when_damage_is_found_while_others_wa
         await outbox.commit()
         assert await identities(outbox) == [("DEV", "loss", sequence) for sequence in range(3)]
         assert [loss.cause for loss in await losses(outbox)] == [LossCause.RADIO, LossCause.CORRUPT, LossCause.RADIO]
-        assert (await outbox.tallies())["DEV", "loss"].next_sequence == 3
+        assert (await outbox.tallies())["DEV", "loss"].blocks == 3
 
 
 async def test_a_failure_in_the_thread_of_a_cancelled_wait_is_no_noise(

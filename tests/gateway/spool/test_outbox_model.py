@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from gateway.errors import UnavailableError
 from gateway.samples import LossCause, LossRecord
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.redis_store import RedisStore
 from gateway.spool.sqlite_store import SqliteStore
-from gateway.spool.store import Row, Store, StreamKey, Tally
+from gateway.spool.store import DamagedRow, EpochKey, Row, Store, StoredRow, StreamKey, Tally
 from gateway.wire import codec
 
 ALL = 10**9
@@ -52,8 +55,24 @@ class Failing:
             raise UnavailableError("the disk is full")
 
 
+@dataclass
+class Books:
+    """What the outbox as it is now must say; a backup has books of its own."""
+
+    accepted: dict[EpochKey, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Samples of each block, by sequence."""
+    forgotten: dict[EpochKey, set[int]] = field(default_factory=lambda: defaultdict(set))
+    radio: dict[StreamKey, int] = field(default_factory=lambda: defaultdict(int))
+    loss_records: dict[tuple[str, str, str, int], LossRecord] = field(default_factory=dict)
+    """All that were ever seen."""
+    id_of: dict[tuple[str, str, str, int], int] = field(default_factory=dict)
+
+
 class OutboxMachine(RuleBasedStateMachine):
-    """Sequences and samples of each stream: pending, here, given up, forgotten; together they are what was produced."""
+    """Sequences and samples of each stream and epoch: pending, here, given up, forgotten; together what was produced.
+
+    A row that is restored from a backup is here again, and one that came after the backup is nowhere.
+    """
 
     make: Any
     new_place: Callable[[], Any]
@@ -64,38 +83,39 @@ class OutboxMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.pending: dict[StreamKey, list[int]] = defaultdict(list)
         """Samples of the blocks that are not committed."""
-        self.accepted: dict[StreamKey, list[int]] = defaultdict(list)
-        """Samples of each block that is, by sequence."""
-        self.forgotten: dict[StreamKey, set[int]] = defaultdict(set)
         self.pending_radio: dict[StreamKey, int] = defaultdict(int)
-        self.radio: dict[StreamKey, int] = defaultdict(int)
-        self.loss_records: dict[tuple[str, int], LossRecord] = {}
-        """All that were ever seen, by device and sequence."""
-        self.id_of: dict[tuple[str, str, int], int] = {}
-        self.last_id = 0
+        self.books = Books()
+        self.backup: Books | None = None
+        self.bytes_of: dict[tuple[str, str, str, int], bytes] = {}
+        """Of every final block that was ever seen, restored or not: one identity has one content for ever."""
+        self.epochs: set[str] = set()
+        self.produced = 0
         self.start()
 
     def start(self) -> None:
         self.store = Failing(self.place.store())
         self.outbox = Outbox(self.store, "gw-model", LIMITS)
         self.runner.run(self.outbox.open())
+        assert self.outbox.epoch not in self.epochs
+        self.epochs.add(self.outbox.epoch)
+        self.last_id = 0
 
     def teardown(self) -> None:
         self.runner.run(self.outbox.close())
         self.runner.close()
         self.place.close()
 
-    @rule(stream=streams, n=st.integers(1, 30), count=st.integers(1, 6))
-    def append(self, stream: StreamKey, n: int, count: int) -> None:
+    @rule(stream=streams, n=st.integers(1, 30), count=st.integers(1, 6), boot=st.sampled_from(["", "", "boot"]))
+    def append(self, stream: StreamKey, n: int, count: int, boot: str) -> None:
         for _ in range(count):
-            at = len(self.accepted[stream]) + len(self.pending[stream])
-            self.outbox.append(self.make.block(*stream, at=at, n=n))
+            self.outbox.append(self.make.block(*stream, at=self.produced, n=n), boot, len(boot))
+            self.produced += 1
             self.pending[stream].append(n)
         assert not self.outbox.empty.is_set()
 
-    @rule(stream=streams, count=st.integers(1, 99))
-    def lose(self, stream: StreamKey, count: int) -> None:
-        self.outbox.append(self.make.loss(*stream, count=count))
+    @rule(stream=streams, count=st.integers(1, 99), boot=st.sampled_from(["", "", "boot"]))
+    def lose(self, stream: StreamKey, count: int, boot: str) -> None:
+        self.outbox.append(self.make.loss(*stream, count=count), boot, len(boot))
         self.pending_radio[stream] += count
 
     @rule()
@@ -124,29 +144,42 @@ class OutboxMachine(RuleBasedStateMachine):
         if oldest and not any(row is oldest[0] for row in self.outbox._pending):
             self.everything_pending_is_accepted()  # it was too late to cancel; one step takes all or nothing
 
-    @rule(stream=streams, first=st.integers(0, 40), count=st.integers(1, 20), loss=st.booleans())
-    def forget(self, stream: StreamKey, first: int, count: int, loss: bool) -> None:
+    @rule(which=st.integers(0, 1000), first=st.integers(0, 20), count=st.integers(1, 20))
+    def forget(self, which: int, first: int, count: int) -> None:
+        """A receipt for one of the streams and epochs that are here."""
         self.commit()
-        device, signal = (stream[0], "loss") if loss else stream
-        here = {number for name, of, number in self.id_of if (name, of) == (device, signal)}
-        expected = here & set(range(first, first + count))
-        gone = self.runner.run(self.outbox.forget(device, signal, self.outbox.epoch, [(first, first + count - 1)]))
-        assert sorted(gone) == sorted(self.id_of[device, signal, number] for number in expected)
-        self.forgotten[device, signal] |= expected
+        keys = sorted({identity[:3] for identity in self.books.id_of})
+        if not keys:
+            return
+        key = keys[which % len(keys)]
+        expected = {number for *of, number in self.books.id_of if tuple(of) == key} & set(range(first, first + count))
+        gone = self.runner.run(self.outbox.forget(*key, [(first, first + count - 1)]))
+        assert sorted(gone) == sorted(self.books.id_of[*key, number] for number in expected)
+        self.books.forgotten[key] |= expected
+        self.check()
+
+    @rule(limit=st.integers(1, 9))
+    def stamp(self, limit: int) -> None:
+        """Give the oldest rows with provisional times their final ones."""
+        self.commit()
+        found = [item for item in self.unstamped(limit) if isinstance(item, StoredRow)]
+        rows = [dataclasses.replace(item.row, boot="", offset_ns=0) for item in found]
+        self.runner.run(self.outbox._in_thread(self.store._store.replace, [item.id for item in found], rows))
+        self.outbox._look()
         self.check()
 
     @rule(which=st.integers(0, 1000), column=st.sampled_from(["payload", "checksum"]))
     def damage(self, which: int, column: str) -> None:
         self.commit()
-        if self.id_of:
-            number = sorted(self.id_of.values())[which % len(self.id_of)]
+        final = sorted(self.books.id_of[item.row.identity] for item in self.fetched())
+        if final:
+            number = final[which % len(final)]
             self.place.damage(number, column, b"damaged" if column == "payload" else 1)
             self.check()
 
     @rule()
     def reopen(self) -> None:
-        self.runner.run(self.outbox.close())
-        self.everything_pending_is_accepted()
+        self.stop()
         self.start()
         self.check()
 
@@ -160,61 +193,105 @@ class OutboxMachine(RuleBasedStateMachine):
         self.start()
         self.check()
 
+    @rule()
+    def back_up(self) -> None:
+        self.stop()
+        self.place.back_up()
+        self.backup = copy.deepcopy(self.books)
+        self.start()
+
+    @precondition(lambda self: self.backup is not None)
+    @rule()
+    def restore(self) -> None:
+        """Somebody puts an old outbox in the place of this one."""
+        assert self.backup is not None
+        self.stop()
+        self.place.restore()
+        self.books = copy.deepcopy(self.backup)
+        self.start()
+        self.check()
+
+    def stop(self) -> None:
+        self.runner.run(self.outbox.close())
+        self.everything_pending_is_accepted()
+
     def everything_pending_is_accepted(self) -> None:
         for stream, samples in self.pending.items():
-            self.accepted[stream] += samples
+            self.books.accepted[*stream, self.outbox.epoch] += samples
         for stream, count in self.pending_radio.items():
-            self.radio[stream] += count
+            self.books.radio[stream] += count
         self.pending.clear()
         self.pending_radio.clear()
 
+    def fetched(self) -> list[StoredRow]:
+        return self.runner.run(self.outbox.fetch(0, ALL, ALL))
+
+    def unstamped(self, limit: int = ALL) -> list[StoredRow | DamagedRow]:
+        return self.runner.run(self.outbox._in_thread(self.store.unstamped, limit))
+
+    def here(self) -> list[StoredRow]:
+        final, provisional = self.fetched(), self.unstamped()
+        assert all(not item.row.boot for item in final)
+        assert all(isinstance(item, StoredRow) and item.row.boot for item in provisional)
+        return sorted([*final, *provisional], key=lambda item: item.id)  # type: ignore[list-item]
+
     def check(self) -> None:
-        rows = self.runner.run(self.outbox.fetch(0, ALL, ALL))
+        self.fetched()
         if self.outbox._given_up:
             self.runner.run(self.outbox.commit())
             self.everything_pending_is_accepted()
-            rows = self.runner.run(self.outbox.fetch(0, ALL, ALL))
+        rows = self.here()
         ids = [item.id for item in rows]
         assert ids == sorted(set(ids))
-        new = {(*item.row.key, item.row.sequence): item.id for item in rows}
+        new = {item.row.identity: item.id for item in rows}
         assert len(new) == len(rows)
-        assert all(number > self.last_id for identity, number in new.items() if self.id_of.get(identity) != number)
-        self.id_of = new
+        if self.last_id:
+            appeared = [number for identity, number in new.items() if self.books.id_of.get(identity) != number]
+            assert all(number > self.last_id for number in appeared)
+        self.books.id_of = new
         self.last_id = max([self.last_id, *ids])
         for item in rows:
             content = codec.decode(item.row.payload.data, item.row.payload.content_type).content
             if isinstance(content, LossRecord):
-                known = self.loss_records.setdefault((item.row.device, item.row.sequence), content)
+                known = self.books.loss_records.setdefault(item.row.identity, content)
                 assert (known.signal, known.sample_count) == (content.signal, content.sample_count)
+            else:
+                assert self.bytes_of.setdefault(item.row.identity, item.row.payload.data) == item.row.payload.data
         if any(self.pending.values()) or any(self.pending_radio.values()):
             return
         self.check_account()
 
     def check_account(self) -> None:
-        tallies = self.runner.run(self.outbox.tallies())
-        given_up: dict[StreamKey, set[int]] = defaultdict(set)
+        books, tallies = self.books, self.runner.run(self.outbox.tallies())
+        given_up: dict[EpochKey, set[int]] = defaultdict(set)
         lost: dict[StreamKey, int] = defaultdict(int)
-        for loss in self.loss_records.values():
-            key = (loss.device, loss.signal)
-            lost[key] += loss.sample_count
+        for (_, _, epoch, _), loss in books.loss_records.items():
+            lost[loss.device, loss.signal] += loss.sample_count
             if loss.cause is LossCause.RADIO:
                 continue
             assert loss.sequences is not None
+            key = (loss.device, loss.signal, loss.epoch or epoch)
             numbers = set(range(loss.sequences[0], loss.sequences[1] + 1))
             assert not numbers & given_up[key]
-            assert loss.sample_count == sum(self.accepted[key][number] for number in numbers)
+            assert loss.sample_count == sum(books.accepted[key][number] for number in numbers)
             given_up[key] |= numbers
-        for key, samples in self.accepted.items():
-            here = {number for device, signal, number in self.id_of if (device, signal) == key}
-            parts = (here, given_up[key], self.forgotten[key])
+        expected: dict[StreamKey, list[int]] = defaultdict(lambda: [0, 0])
+        for key, samples in books.accepted.items():
+            here = {number for *of, number in books.id_of if tuple(of) == key}
+            parts = (here, given_up[key], books.forgotten[key])
             assert sorted(itertools.chain(*parts)) == list(range(len(samples)))
-            assert tallies.get(key, Tally(0, 0, 0)) == Tally(len(samples), sum(samples), lost[key])
-            assert lost[key] == self.radio[key] + sum(samples[number] for number in given_up[key])
-        for device in ("A", "B"):
-            issued = sorted(number for name, number in self.loss_records if name == device)
+            expected[key[:2]][0] += len(samples)
+            expected[key[:2]][1] += sum(samples)
+        for stream, (blocks, samples_accepted) in expected.items():
+            assert tallies.get(stream, Tally(0, 0, 0)) == Tally(blocks, samples_accepted, lost[stream])
+            of_blocks = sum(
+                books.accepted[key][number] for key, gone in given_up.items() if key[:2] == stream for number in gone
+            )
+            assert lost[stream] == books.radio[stream] + of_blocks
+        for device, epoch in itertools.product("AB", self.epochs):
+            issued = sorted(number for name, _, of, number in books.loss_records if (name, of) == (device, epoch))
             assert issued == list(range(len(issued)))
-        holding = self.outbox.holding
-        rows = self.runner.run(self.outbox.fetch(0, ALL, ALL))
+        holding, rows = self.outbox.holding, self.here()
         assert (holding.rows, holding.size) == (len(rows), sum(item.row.size for item in rows))
         assert self.outbox.empty.is_set() == (not rows)
 

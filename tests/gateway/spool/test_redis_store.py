@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,15 +17,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 from gateway.errors import ConfigError, DamagedError, UnavailableError
 from gateway.spool import redis_store
 from gateway.spool.redis_store import RedisStore
-from gateway.spool.store import Holding, Row, StoredRow, Tally
+from gateway.spool.store import DamagedRow, Holding, Row, StoredRow, Tally
 from wardlink.servers import Redis
 
 ALL = 10**9
 SECONDS_MAX = 10.0
+EPOCH = "0123456789abcdef"
 STEP = b"$4\r\nEVAL\r\n"
 KILLS = 4
 
@@ -161,7 +164,7 @@ def assert_holds(place: Any, store: RedisStore, rows: list[Row], tally: Tally) -
     assert (store.holding(), store.tallies()["DEV", "eeg"]) == (expected, tally)
     again = place.open(read_only=True)
     assert (again.holding(), again.tallies()["DEV", "eeg"]) == (expected, tally)
-    assert place.client.zcard(store._index("DEV", "eeg")) == sum(row.signal == "eeg" for row in rows)
+    assert place.client.zcard(store._index(("DEV", "eeg", EPOCH))) == sum(row.signal == "eeg" for row in rows)
 
 
 LOST = [Fate.ANSWER_LOST, Fate.NEVER_SENT]
@@ -193,7 +196,7 @@ def test_a_receipt_between_a_lost_answer_and_the_next_attempt_confuses_nothing(
     relay.fate = fate
     with pytest.raises(UnavailableError):
         store.append(rows[3:6])
-    assert store.remove("DEV", "eeg", [(0, 1)]) == [1, 2]
+    assert store.remove("DEV", "eeg", make.epoch, [(0, 1)]) == [1, 2]
     store.append(rows[3:7])
     assert_holds(redis_place, store, rows[2:], Tally(7, 70, 0))
 
@@ -205,7 +208,7 @@ def test_rows_that_were_accepted_without_an_answer_and_receipted_do_not_come_aga
     relay.fate = Fate.ANSWER_LOST
     with pytest.raises(UnavailableError):
         store.append(rows[:3])
-    assert store.remove("DEV", "eeg", [(0, 2)]) == [1, 2, 3]
+    assert store.remove("DEV", "eeg", make.epoch, [(0, 2)]) == [1, 2, 3]
     relay.fate = Fate.NEVER_SENT
     with pytest.raises(UnavailableError):
         store.append(rows)
@@ -221,8 +224,8 @@ def test_a_removal_without_an_answer_counts_once(
     store.append(rows)
     relay.fate = fate
     with pytest.raises(UnavailableError):
-        store.remove("DEV", "eeg", [(0, 1)])
-    store.remove("DEV", "eeg", [(0, 2)])
+        store.remove("DEV", "eeg", make.epoch, [(0, 1)])
+    store.remove("DEV", "eeg", make.epoch, [(0, 2)])
     assert_holds(redis_place, store, rows[3:], Tally(5, 50, 0))
     store.append([make.row(5)])
     assert store.holding().rows == 3
@@ -396,10 +399,10 @@ def test_a_full_server_refuses_new_rows_but_can_be_emptied_and_reopened(redis_pl
     with setting(redis_place.client, "maxmemory", used // 2):
         with pytest.raises(UnavailableError, match="maxmemory"):
             store.append([make.row(10)])
-        assert store.remove("DEV", "eeg", [(0, 1)]) == [1, 2]
+        assert store.remove("DEV", "eeg", make.epoch, [(0, 1)]) == [1, 2]
         store.close()
         store = redis_place.open()
-        assert store.remove("DEV", "eeg", [(2, 2)]) == [3]
+        assert store.remove("DEV", "eeg", make.epoch, [(2, 2)]) == [3]
         assert store.holding().rows == 7
     store.append([make.row(10)])
     assert store.tallies()["DEV", "eeg"] == Tally(11, 110, 0)
@@ -418,6 +421,77 @@ def test_a_long_index_is_added_up_in_parts(redis_place: Any, make: Any, monkeypa
     rows = [make.row(sequence, size=100 + sequence) for sequence in range(10)]
     redis_place.open().append(rows)
     assert redis_place.open().holding() == Holding(10, sum(row.size for row in rows), 10)
+
+
+def former_entry(sequence: int, payload: bytes = b"payload") -> dict[str, Any]:
+    """A block as the format before this one had it."""
+    head = f"DEV\0eeg\0{sequence}\0{sequence}\0{sequence + 9}\x0010\x000\0\0application/cbor\0raw\0"
+    return {
+        "device": "DEV",
+        "signal": "eeg",
+        "sequence": sequence,
+        "first_ns": sequence,
+        "last_ns": sequence + 9,
+        "samples": 10,
+        "size": 200,
+        "lost": 0,
+        "lost_signal": "",
+        "content_type": "application/cbor",
+        "schema": "raw",
+        "checksum": zlib.crc32(b"payload", zlib.crc32(head.encode())),
+        "payload": payload,
+    }
+
+
+def test_an_outbox_of_the_former_format_is_taken_over_also_when_that_is_cut_off(
+    redis_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "RENEWED_AT_ONCE", 2)
+    prefix = f"wardlink:outbox:{redis_place.gateway}:"
+    redis_place.client.set(prefix + "epoch", "former")
+    for sequence in range(3, 8):
+        entry = former_entry(sequence, b"damaged" if sequence == 5 else b"payload")
+        redis_place.client.xadd(prefix + "blocks", entry, id=f"{sequence + 1}-1")
+        redis_place.client.zadd(prefix + "sequences:DEV\x1feeg", {f"{sequence + 1}:200": sequence})
+    for name, value in (("next_sequence", 8), ("accepted", 80), ("lost", 0)):
+        redis_place.client.hset(prefix + "tallies", f"DEV\x1feeg\x1f{name}", value)
+    for _ in range(2):
+        store = redis_place.store()
+        steps = iter([True, False])
+        carry_out = store._carry_out
+
+        def cut_off(commands: Any, steps: Any = steps, carry_out: Any = carry_out) -> Any:
+            if not next(steps):
+                raise redis.ConnectionError("cut off")
+            return carry_out(commands)
+
+        store._carry_out = cut_off
+        with pytest.raises(UnavailableError, match="cut off"):
+            store.open()
+        store.close()
+    store = redis_place.open()
+    found = store.fetch(0, ALL, ALL)
+    assert [type(item) for item in found] == [StoredRow, StoredRow, DamagedRow, StoredRow, StoredRow]
+    rows = [item.row if isinstance(item, StoredRow) else item.held for item in found]
+    assert [(row.epoch, row.sequence, row.first_ns) for row in rows] == [("former", n, n) for n in range(3, 8)]
+    assert store.tallies() == {("DEV", "eeg"): Tally(8, 80, 0)}
+    assert (store.holding().rows, store.holding().size) == (5, 1000)
+    assert store.held() == {("DEV", "eeg", "former"): (3, 7)}
+    assert len(store.remove("DEV", "eeg", "former", [(3, 7)])) == 5
+    assert store.holding().rows == 0
+    assert redis_place.client.keys(prefix + "sequences:*") == []
+
+
+def test_streams_and_epochs_of_which_nothing_is_left_are_forgotten_at_the_next_start(
+    redis_place: Any, make: Any
+) -> None:
+    store = redis_place.open()
+    store.append([make.row(0, epoch="a"), make.row(0, epoch="b")])
+    store.remove("DEV", "eeg", "a", [(0, 0)])
+    streams = store._key("streams")
+    assert redis_place.client.scard(streams) == 2
+    redis_place.open()
+    assert redis_place.client.smembers(streams) == {b"DEV\x1feeg\x1fb"}
 
 
 def test_two_gateways_share_a_database_without_meeting(redis_place: Any, make: Any) -> None:

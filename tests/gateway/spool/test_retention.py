@@ -14,9 +14,11 @@ from gateway.spool.store import Held
 SECOND = 1_000_000_000
 
 
-def held(number: int, sequence: int, device: str = "DEV", signal: str = "eeg", samples: int = 10) -> Held:
+def held(
+    number: int, sequence: int, device: str = "DEV", signal: str = "eeg", samples: int = 10, epoch: str = "now"
+) -> Held:
     first_ns = sequence * SECOND
-    return Held(number, device, signal, sequence, first_ns, first_ns + SECOND - 1, samples, 1000, 0, "")
+    return Held(number, device, signal, epoch, sequence, first_ns, first_ns + SECOND - 1, samples, 1000, 0, "", "", 0)
 
 
 def test_raw_signals_go_first_then_states_then_vital_signs_and_loss_records_never() -> None:
@@ -38,7 +40,7 @@ def test_as_many_of_the_oldest_as_free_enough_with_their_loss_record() -> None:
 
 def test_a_record_for_each_unbroken_range_of_each_stream() -> None:
     rows = [held(1, 4), held(2, 5), held(3, 7), held(4, 6, "OTHER"), held(5, 3, samples=7), held(6, 8, signal="ppg")]
-    assert retention.losses(rows, LossCause.SHED) == [
+    assert retention.losses(rows, LossCause.SHED, "now") == [
         LossRecord("DEV", "eeg", LossCause.SHED, 3 * SECOND, 6 * SECOND - 1, 27, (3, 5), block_runs=((1, 7), (2, 10))),
         LossRecord("DEV", "eeg", LossCause.SHED, 7 * SECOND, 8 * SECOND - 1, 10, (7, 7), block_runs=((1, 10),)),
         LossRecord("DEV", "ppg", LossCause.SHED, 8 * SECOND, 9 * SECOND - 1, 10, (8, 8), block_runs=((1, 10),)),
@@ -46,11 +48,17 @@ def test_a_record_for_each_unbroken_range_of_each_stream() -> None:
     ]
 
 
+def test_a_record_speaks_of_one_epoch_and_names_it_where_it_is_not_its_own() -> None:
+    rows = [held(1, 0), held(2, 1, epoch="before"), held(3, 0, epoch="before"), held(4, 1)]
+    records = retention.losses(rows, LossCause.SHED, "now")
+    assert [(record.epoch, record.sequences) for record in records] == [("before", (0, 1)), ("", (0, 1))]
+
+
 def test_a_row_with_damaged_numbers_still_makes_a_record() -> None:
-    broken = Held(1, "DEV", "eeg", 5, 90, 10, 0, 1000, 0, "")
-    (record,) = retention.losses([broken], LossCause.CORRUPT)
+    broken = Held(1, "DEV", "eeg", "now", 5, 90, 10, 0, 1000, 0, "", "", 0)
+    (record,) = retention.losses([broken], LossCause.CORRUPT, "now")
     assert (record.first_ns, record.last_ns, record.sample_count, record.sequences) == (10, 90, 1, (5, 5))
-    loss = Held(1, "DEV", "loss", 5, 90, 10, 0, 1000, 0, "eeg")
+    loss = Held(1, "DEV", "loss", "now", 5, 90, 10, 0, 1000, 0, "eeg", "", 0)
     assert retention.reissued(loss) == LossRecord("DEV", "eeg", LossCause.CORRUPT, 10, 90, 1)
 
 
@@ -58,9 +66,10 @@ def test_a_row_without_a_valid_name_cannot_be_named() -> None:
     assert retention.is_named(held(1, 1))
     assert not retention.is_named(held(1, 1, device="DEV\ufffd"))
     assert not retention.is_named(held(1, 1, signal=""))
+    assert not retention.is_named(held(1, 1, epoch=""))
     assert not retention.is_named(held(1, -1))
     assert not retention.is_named(held(1, 1, signal="loss"))
-    assert retention.is_named(Held(1, "DEV", "loss", 1, 0, 0, 0, 10, 3, "eeg"))
+    assert retention.is_named(Held(1, "DEV", "loss", "now", 1, 0, 0, 0, 10, 3, "eeg", "", 0))
 
 
 @given(
@@ -74,7 +83,7 @@ def test_every_row_is_in_one_record_whatever_the_order(keys: list[tuple[str, str
         held(number, sequence, device, signal, sequence + 1) for number, (device, signal, sequence) in enumerate(keys)
     ]
     order.shuffle(rows)  # type: ignore[attr-defined]
-    records = retention.losses(rows, LossCause.SHED)
+    records = retention.losses(rows, LossCause.SHED, "now")
     covered: Counter[tuple[str, str, int]] = Counter()
     for record in records:
         assert record.sequences is not None

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import DamagedError, UnavailableError
+from gateway.spool import sqlite_format
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import DamagedRow, StoredRow, Tally
 
@@ -32,18 +34,18 @@ from gateway.wire.codec import Payload
 
 def row(sequence):
     data = b"%d " % sequence * 300
-    return Row("DEV", "eeg", sequence, sequence, sequence, 10, 0, "", Payload("application/cbor", "raw", data))
+    return Row("DEV", "eeg", "E", sequence, sequence, sequence, 10, 0, "", Payload("application/cbor", "raw", data))
 
 store = SqliteStore(Path(sys.argv[1]))
 store.open()
 tally = store.tallies().get(("DEV", "eeg"))
-first = tally.next_sequence if tally else 0
+first = tally.blocks if tally else 0
 print("open", flush=True)
 while True:
     count = 1 + first % 7
     store.append([row(sequence) for sequence in range(first, first + count)])
     if first % 5 == 0 and first > 20:
-        store.remove("DEV", "eeg", [(0, first - 20)])
+        store.remove("DEV", "eeg", "E", [(0, first - 20)])
     first += count
     print(first - 1, flush=True)
 """
@@ -152,11 +154,89 @@ def test_an_outbox_of_another_format_is_refused_and_left_as_it_is(sqlite_place: 
     store.append([make.row(0)])
     store.close()
     with contextlib.closing(sqlite3.connect(sqlite_place.path, isolation_level=None)) as connection:
-        connection.execute("UPDATE outbox SET value = '2' WHERE key = 'format'")
+        connection.execute("UPDATE outbox SET value = '3' WHERE key = 'format'")
     before = sqlite_place.path.read_bytes()
-    with pytest.raises(DamagedError, match="format 2, this program writes 1"):
+    with pytest.raises(DamagedError, match="format 3, this program writes 2"):
         sqlite_place.open()
     assert sqlite_place.path.read_bytes() == before
+
+
+FORMER_TABLES = """
+CREATE TABLE outbox (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE block (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, signal TEXT NOT NULL, sequence INTEGER NOT NULL,
+    first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, samples INTEGER NOT NULL, lost INTEGER NOT NULL,
+    lost_signal TEXT NOT NULL, content_type TEXT NOT NULL, schema TEXT NOT NULL, payload BLOB NOT NULL,
+    size INTEGER NOT NULL, checksum INTEGER NOT NULL, UNIQUE (device, signal, sequence)
+) STRICT;
+CREATE TABLE tally (
+    device TEXT NOT NULL, signal TEXT NOT NULL, next_sequence INTEGER NOT NULL DEFAULT 0,
+    accepted INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (device, signal)
+) STRICT, WITHOUT ROWID;
+INSERT INTO outbox VALUES ('format', '1'), ('epoch', 'former');
+INSERT INTO tally VALUES ('DEV', 'eeg', 12, 120, 7), ('DEV', 'loss', 1, 0, 0);
+"""
+
+
+def former_file(path: Path) -> None:
+    """An outbox of the format before this one: sequences 3 to 11, of which 5 is damaged, and a loss record."""
+    path.parent.mkdir(mode=0o700)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(FORMER_TABLES)
+        for signal_name, sequence, samples, lost, of in [("eeg", n, 10, 0, "") for n in range(3, 12)] + [
+            ("loss", 0, 0, 7, "eeg")
+        ]:
+            about = ("DEV", signal_name, sequence, sequence, sequence + 9, samples, lost, of, "application/cbor", "raw")
+            data = b"%d " % sequence * 300
+            checksum = zlib.crc32(data, zlib.crc32("\0".join(str(part) for part in (*about, "")).encode()))
+            stored = b"damaged" if sequence == 5 else data
+            connection.execute(
+                f"INSERT INTO block VALUES (NULL, {', '.join('?' * 13)})", (*about, stored, len(data) + 160, checksum)
+            )
+
+
+def test_an_outbox_of_the_former_format_is_taken_over_also_when_that_is_cut_off(
+    sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_format, "TAKEN_OVER_AT_ONCE", 3)
+    former_file(sqlite_place.path)
+    with pytest.raises(UnavailableError, match="former format"):
+        sqlite_place.open(read_only=True)
+    move = sqlite_format._move_former
+    for steps in (0, 1, 1):
+        left = iter([True] * steps)
+
+        def cut_off(db: Any, epoch: str, left: Iterator[bool] = left) -> bool:
+            if not next(left, False):
+                move(db, epoch)
+                raise sqlite3.OperationalError("cut off")
+            return move(db, epoch)
+
+        monkeypatch.setattr(sqlite_format, "_move_former", cut_off)
+        with pytest.raises(UnavailableError, match="cut off"):
+            sqlite_place.open()
+    monkeypatch.setattr(sqlite_format, "_move_former", move)
+    for _ in range(2):
+        store = sqlite_place.open()
+        assert store.epoch != "former"
+        found = store.fetch(0, ALL, ALL)
+        rows = [item.row if isinstance(item, StoredRow) else item.held for item in found]
+        assert [(row.signal, row.epoch, row.sequence) for row in rows] == [
+            *(("eeg", "former", sequence) for sequence in range(3, 12)),
+            ("loss", "former", 0),
+        ]
+        assert [isinstance(item, StoredRow) for item in found] == [row.sequence != 5 for row in rows]
+        assert [item.row.payload.data for item in found[:1]] == [b"3 " * 300]
+        assert store.tallies() == {("DEV", "eeg"): Tally(12, 120, 7), ("DEV", "loss"): Tally(1, 0, 0)}
+        assert store.holding().rows == 10
+        tables = {name for (name,) in store._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        assert {"block", "tally", "outbox"} <= tables
+        assert not any("former" in name for name in tables)
+        store.close()
+    store.open()
+    store.append([make.row(4)])
+    assert store.remove("DEV", "eeg", "former", [(0, 99)])
+    assert store.holding().rows == 2
 
 
 def test_an_empty_file_becomes_an_outbox(sqlite_place: Any, make: Any) -> None:
@@ -214,7 +294,7 @@ def test_a_full_disk_changes_nothing_and_is_survived(sqlite_place: Any, make: An
         with pytest.raises(UnavailableError, match="full"):
             step()
         assert (store.holding(), store.tallies(), store.fetch(0, ALL, ALL)) == before
-    store.remove("DEV", "eeg", [(0, 4)])
+    store.remove("DEV", "eeg", make.epoch, [(0, 4)])
     store._db.execute("PRAGMA max_page_count = 1000000")
     store.append(many)
     assert store.holding().rows == 36
@@ -268,7 +348,7 @@ def test_a_row_whose_identity_is_damaged_is_named_by_the_index_and_can_be_taken_
     assert (held.device, held.signal, held.sequence, held.samples) == ("DEVICE", "eeg", 2, 10)
     store.replace([3], [make.loss_row(0, "DEVICE", lost=10)])
     assert [item.id for item in store.fetch(0, ALL, ALL)] == [1, 2, 4, 5, 6]
-    assert store.remove("DEVICE", "eeg", [(0, 4)]) == [1, 2, 4, 5]
+    assert store.remove("DEVICE", "eeg", make.epoch, [(0, 4)]) == [1, 2, 4, 5]
     assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

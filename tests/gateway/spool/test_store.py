@@ -37,24 +37,83 @@ def test_what_was_appended_comes_back_the_same_and_in_order(place: Any, make: An
 def test_everything_is_there_after_reopening(place: Any, make: Any) -> None:
     store = place.open()
     store.append(make.rows(0, 4))
-    store.remove("DEV", "eeg", [(1, 2)])
-    before = (store.epoch, store.holding(), store.tallies(), store.held(), store.fetch(0, ALL, ALL))
+    store.remove("DEV", "eeg", make.epoch, [(1, 2)])
+    before = (store.holding(), store.tallies(), store.held(), store.fetch(0, ALL, ALL))
     store.close()
     again = place.open()
-    assert (again.epoch, again.holding(), again.tallies(), again.held(), again.fetch(0, ALL, ALL)) == before
-    assert before[0]
+    assert (again.holding(), again.tallies(), again.held(), again.fetch(0, ALL, ALL)) == before
 
 
-def test_ids_and_sequences_are_never_given_again(place: Any, make: Any) -> None:
+def test_each_opening_by_a_writer_has_an_epoch_of_its_own_and_a_reader_sees_the_last(place: Any, make: Any) -> None:
+    epochs = []
+    for _ in range(3):
+        store = place.open()
+        epochs.append(store.epoch)
+        assert place.open(read_only=True).epoch == store.epoch
+        store.close()
+    assert len(set(epochs)) == 3
+    assert all(len(epoch) == 16 for epoch in epochs)
+    store.open()
+    assert store.epoch not in epochs
+
+
+def test_the_same_sequence_in_two_epochs_is_two_rows(place: Any, make: Any) -> None:
+    store = place.open()
+    rows = [make.row(0, epoch="a"), make.row(0, epoch="b"), make.row(1, epoch="b"), make.row(1, epoch="a")]
+    store.append(rows)
+    assert store.held() == {("DEV", "eeg", "a"): (0, 1), ("DEV", "eeg", "b"): (0, 1)}
+    assert store.tallies() == {("DEV", "eeg"): Tally(4, 40, 0)}
+    assert store.remove("DEV", "eeg", "c", [(0, 9)]) == []
+    assert store.remove("DEV", "eeg", "b", [(0, 0)]) == [2]
+    assert store.held() == {("DEV", "eeg", "a"): (0, 1), ("DEV", "eeg", "b"): (1, 1)}
+    assert [item.row for item in store.fetch(0, ALL, ALL)] == [rows[0], rows[2], rows[3]]
+
+
+def test_ids_are_never_given_again_while_the_store_is_open(place: Any, make: Any) -> None:
     store = place.open()
     store.append(make.rows(0, 4))
-    store.remove("DEV", "eeg", [(0, 4)])
-    store.close()
-    store = place.open()
+    store.remove("DEV", "eeg", make.epoch, [(0, 4)])
     assert store.holding() == Holding(0, 0, 5)
-    assert store.tallies()["DEV", "eeg"].next_sequence == 5
     store.append([make.row(5)])
     assert ids(store.fetch(0, ALL, ALL)) == [6]
+
+
+def test_rows_with_provisional_times_are_kept_and_counted_but_not_fetched(place: Any, make: Any) -> None:
+    store = place.open()
+    rows = [make.row(number, boot="" if number % 3 else "boot", offset_ns=number) for number in range(7)]
+    store.append(rows)
+    assert store.fetch(0, ALL, ALL) == [StoredRow(number + 1, rows[number]) for number in (1, 2, 4, 5)]
+    assert store.fetch(0, ALL, 3) == store.fetch(0, ALL, ALL)[:3]
+    assert ids(store.fetch(1, 4, 1)) == [2]
+    assert ids(store.fetch(3, 6, 2)) == [5, 6]
+    unstamped = [StoredRow(number + 1, rows[number]) for number in (0, 3, 6)]
+    assert store.unstamped(ALL) == unstamped
+    assert store.unstamped(2) == unstamped[:2]
+    assert store.holding() == Holding(7, size_of(rows), 7)
+    assert store.held() == {("DEV", "eeg", make.epoch): (0, 6)}
+    assert [held.boot for held in store.oldest(["eeg"], 2)] == ["boot", ""]
+    assert [held.offset_ns for held in store.oldest(["eeg"], 2)] == [0, 1]
+    store.close()
+    store = place.open()
+    assert store.unstamped(ALL) == unstamped
+    assert store.remove("DEV", "eeg", make.epoch, [(0, 2)]) == [1, 2, 3]
+    assert store.unstamped(ALL) == unstamped[1:]
+
+
+def test_a_row_takes_the_place_of_one_of_the_same_identity_and_counts_once(place: Any, make: Any) -> None:
+    store = place.open()
+    rows = [make.row(number, boot="boot", samples=10) for number in range(3)]
+    loss = make.loss_row(0, lost=7, boot="boot")
+    store.append([*rows, loss])
+    final = [make.row(number, samples=10 + number) for number in range(2)]
+    final_loss = make.loss_row(0, lost=7)
+    store.replace([1, 2, 4], [*final, final_loss])
+    assert [item.row for item in store.fetch(0, ALL, ALL)] == [*final, final_loss]
+    assert ids(store.fetch(0, ALL, ALL)) == [5, 6, 7]
+    assert ids(store.unstamped(ALL)) == [3]
+    assert store.tallies() == {("DEV", "eeg"): Tally(3, 31, 7), ("DEV", "loss"): Tally(1, 0, 0)}
+    assert store.holding() == Holding(4, size_of([*final, final_loss, rows[2]]), 7)
+    assert store.held() == {("DEV", "eeg", make.epoch): (0, 2), ("DEV", "loss", make.epoch): (0, 0)}
 
 
 def test_a_sequence_that_is_there_already_is_refused_and_nothing_changes(place: Any, make: Any) -> None:
@@ -88,22 +147,26 @@ def test_fetch_takes_what_is_in_its_window(
 ) -> None:
     store = place.open()
     store.append(make.rows(0, 5))
-    store.remove("DEV", "eeg", [(2, 2)])
+    store.remove("DEV", "eeg", make.epoch, [(2, 2)])
     assert ids(store.fetch(after, through, limit)) == expected
 
 
 def test_remove_takes_these_sequences_of_this_stream_once(place: Any, make: Any) -> None:
     store = place.open()
     store.append(make.rows(0, 9) + make.rows(0, 9, "OTHER") + make.rows(0, 9, signal="brain_state"))
-    assert sorted(store.remove("DEV", "eeg", [(0, 1), (4, 4), (8, 100)])) == [1, 2, 5, 9, 10]
-    assert store.remove("DEV", "eeg", [(0, 1), (4, 4), (8, 100)]) == []
-    assert sorted(store.remove("DEV", "eeg", [(2, 3), (3, 5)])) == [3, 4, 6]
-    assert store.remove("NOBODY", "eeg", [(0, 100)]) == []
-    assert store.remove("DEV", "eeg", []) == []
+    assert sorted(store.remove("DEV", "eeg", make.epoch, [(0, 1), (4, 4), (8, 100)])) == [1, 2, 5, 9, 10]
+    assert store.remove("DEV", "eeg", make.epoch, [(0, 1), (4, 4), (8, 100)]) == []
+    assert sorted(store.remove("DEV", "eeg", make.epoch, [(2, 3), (3, 5)])) == [3, 4, 6]
+    assert store.remove("NOBODY", "eeg", make.epoch, [(0, 100)]) == []
+    assert store.remove("DEV", "eeg", make.epoch, []) == []
     left = [sequence for device, signal, sequence in sequences(store) if (device, signal) == ("DEV", "eeg")]
     assert left == [6, 7]
     assert store.holding().rows == 22
-    assert store.held() == {("DEV", "eeg"): (6, 7), ("OTHER", "eeg"): (0, 9), ("DEV", "brain_state"): (0, 9)}
+    assert store.held() == {
+        ("DEV", "eeg", make.epoch): (6, 7),
+        ("OTHER", "eeg", make.epoch): (0, 9),
+        ("DEV", "brain_state", make.epoch): (0, 9),
+    }
 
 
 def test_the_holding_is_exact_after_every_step(place: Any, make: Any) -> None:
@@ -112,7 +175,7 @@ def test_the_holding_is_exact_after_every_step(place: Any, make: Any) -> None:
     rows = [make.row(sequence, size=100 + sequence) for sequence in range(10)]
     store.append(rows)
     assert store.holding() == Holding(10, size_of(rows), 10)
-    store.remove("DEV", "eeg", [(0, 2)])
+    store.remove("DEV", "eeg", make.epoch, [(0, 2)])
     assert store.holding() == Holding(7, size_of(rows[3:]), 10)
     records = [make.loss_row(0), make.loss_row(1)]
     store.replace([5, 6, 6, 77], records)
@@ -125,8 +188,8 @@ def test_the_tallies_are_exact_and_outlive_their_rows(place: Any, make: Any) -> 
     store = place.open()
     store.append([make.row(0, samples=250), make.row(1, samples=249), make.row(0, "STRAP", "vital_signs", samples=1)])
     store.append([make.loss_row(0, lost=3), make.loss_row(1, lost=4), make.loss_row(0, "STRAP", "vital_signs", 9)])
-    store.remove("DEV", "eeg", [(0, 9)])
-    store.remove("DEV", "loss", [(0, 9)])
+    store.remove("DEV", "eeg", make.epoch, [(0, 9)])
+    store.remove("DEV", "loss", make.epoch, [(0, 9)])
     expected = {
         ("DEV", "eeg"): Tally(2, 499, 7),
         ("DEV", "loss"): Tally(2, 0, 0),
@@ -136,13 +199,6 @@ def test_the_tallies_are_exact_and_outlive_their_rows(place: Any, make: Any) -> 
     assert store.tallies() == expected
     store.close()
     assert place.open().tallies() == expected
-
-
-def test_the_next_sequence_never_goes_back(place: Any, make: Any) -> None:
-    store = place.open()
-    store.append(make.rows(0, 9, signal="loss"))
-    store.replace([3], [make.loss_row(2)])
-    assert store.tallies()["DEV", "loss"].next_sequence == 10
 
 
 def test_replace_does_all_or_nothing(place: Any, make: Any) -> None:
@@ -199,6 +255,7 @@ def test_oldest_are_the_first_of_these_signals_over_all_devices(place: Any, make
         ("last_ns", 5),
         ("lost", 1),
         ("lost_signal", "eeg"),
+        ("offset_ns", 1),
         ("content_type", "application/json"),
         ("schema", "loss"),
         ("checksum", 1),
@@ -212,7 +269,18 @@ def test_a_row_that_is_not_what_was_stored_is_noticed(place: Any, make: Any, col
     found = place.open().fetch(0, ALL, ALL)
     assert [type(item) for item in found] == [StoredRow, DamagedRow, StoredRow]
     held = found[1].held
-    assert (held.id, held.device, held.signal, held.sequence) == (2, "DEV", "eeg", 1)
+    assert (held.id, held.device, held.signal, held.epoch, held.sequence) == (2, "DEV", "eeg", make.epoch, 1)
+
+
+def test_damage_is_noticed_among_rows_with_provisional_times_too(place: Any, make: Any) -> None:
+    store = place.open()
+    store.append([make.row(0), make.row(1), make.row(2, boot="boot"), make.row(3, boot="boot")])
+    store.close()
+    place.damage(1, "checksum", 1)
+    place.damage(4, "payload", b"damaged")
+    store = place.open()
+    assert [type(item) for item in store.fetch(0, ALL, ALL)] == [DamagedRow, StoredRow]
+    assert [type(item) for item in store.unstamped(ALL)] == [StoredRow, DamagedRow]
 
 
 def test_a_reader_beside_the_writer_sees_what_is_committed_and_changes_nothing(place: Any, make: Any) -> None:
@@ -221,12 +289,12 @@ def test_a_reader_beside_the_writer_sees_what_is_committed_and_changes_nothing(p
     reader = place.open(read_only=True)
     assert (reader.epoch, reader.holding(), reader.tallies()) == (writer.epoch, writer.holding(), writer.tallies())
     writer.append(make.rows(5, 6))
-    assert reader.tallies()["DEV", "eeg"].next_sequence == 7
+    assert reader.tallies()["DEV", "eeg"].blocks == 7
     assert ids(reader.fetch(0, ALL, ALL)) == [1, 2, 3, 4, 5, 6, 7]
     changes: list[Callable[[], object]] = [
         lambda: reader.append([make.row(7)]),
         lambda: reader.replace([1], []),
-        lambda: reader.remove("DEV", "eeg", [(0, 1)]),
+        lambda: reader.remove("DEV", "eeg", make.epoch, [(0, 1)]),
     ]
     for change in changes:
         with pytest.raises(UnavailableError):

@@ -83,13 +83,17 @@ class Cloud:
     def blocks(self) -> list[Inbound]:
         return [message for message in self.got if topics.parse(message.topic).kind in {TopicKind.DATA, TopicKind.LOSS}]
 
-    def sequences(self, device: str = "DEV", signal: str = "eeg") -> list[int]:
-        """Of one stream, as they came."""
-        found = (codec.decode(message.payload, message.content_type).identity for message in self.blocks)
-        return [who.sequence for who in found if (who.device, who.signal) == (device, signal)]
+    def seconds(self, device: str = "DEV", signal: str = "eeg") -> list[int]:
+        """At which second since noon each block of one stream begins, as they came; of any epoch."""
+        found = (codec.decode(message.payload, message.content_type) for message in self.blocks)
+        return [
+            (message.content.first_ns - NOON_NS) // SECOND_NS
+            for message in found
+            if (message.identity.device, message.identity.signal) == (device, signal)
+        ]
 
     def counts(self, device: str = "DEV", signal: str = "eeg") -> Counter[int]:
-        return Counter(self.sequences(device, signal))
+        return Counter(self.seconds(device, signal))
 
     def requests(self) -> list[ReceiptRequest]:
         return [

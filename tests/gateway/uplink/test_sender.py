@@ -71,7 +71,7 @@ async def test_what_waited_before_the_connection_is_marked_historical(chain: Any
         await chain.until(lambda: len(cloud.blocks) == 5)
         outbox.append(chain.block(at=5))
         await chain.until(lambda: len(cloud.blocks) == 6)
-    assert cloud.sequences() == list(range(6))
+    assert cloud.seconds() == list(range(6))
     assert [message.properties["historical"] for message in cloud.blocks] == ["1"] * 5 + ["0"]
 
 
@@ -118,7 +118,7 @@ async def test_live_data_goes_before_the_backlog(chain: Any) -> None:
     assert at < 400 - 1
     assert known <= 2
     assert cloud.blocks[at].properties["historical"] == "0"
-    assert cloud.sequences() == list(range(400))
+    assert cloud.seconds() == list(range(400))
 
 
 async def test_a_receipt_removes_rows_for_good(chain: Any) -> None:
@@ -132,7 +132,7 @@ async def test_a_receipt_removes_rows_for_good(chain: Any) -> None:
         await chain.until(lambda: len(cloud.blocks) >= 6)
         await cloud.receipt(outbox.epoch, [(0, 1), (4, 5)])
         await chain.until(lambda: outbox.holding.rows == 2)
-        assert await outbox.held() == {("DEV", "eeg"): (2, 3)}
+        assert await outbox.held() == {("DEV", "eeg", outbox.epoch): (2, 3)}
         assert not set(uplink.sender._sent_at) - {3, 4}
         before = cloud.counts()
         await chain.until(lambda: (cloud.counts() - before)[3] >= 2)
@@ -296,7 +296,7 @@ async def test_an_outbox_that_cannot_be_read_holds_the_sender_up_but_does_not_en
 
 def oversized(sequence: int) -> Row:
     data = b"\x00" * ((1 << 20) + 1)  # the fixture's broker takes no more than 1 MiB
-    return Row("DEV", "ppg", sequence, 1, 2, 1, 0, "", Payload("application/cbor", "raw", data))
+    return Row("DEV", "ppg", "E", sequence, 1, 2, 1, 0, "", Payload("application/cbor", "raw", data))
 
 
 async def test_a_row_that_makes_the_broker_hang_up_is_set_aside_and_the_others_go_on(

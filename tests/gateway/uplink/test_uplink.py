@@ -89,7 +89,14 @@ async def test_births_are_retained_told_on_every_connection_and_only_when_they_c
         await chain.until(lambda: births(cloud) == expected + expected[1:])
 
 
+def epoch(entry: WantedRange) -> str:
+    return entry.epoch
+
+
 async def test_receipts_are_asked_for_on_connection_and_when_a_bridge_appears(chain: Any) -> None:
+    async with chain.outbox() as outbox:
+        former = outbox.epoch
+        outbox.append(chain.block())
     async with chain.outbox() as outbox:
         for at in range(4):
             outbox.append(chain.block(at=at))
@@ -97,13 +104,15 @@ async def test_receipts_are_asked_for_on_connection_and_when_a_bridge_appears(ch
         await outbox.commit()
         await outbox.forget("DEV", "eeg", outbox.epoch, [(0, 0)])
         wanted = [
-            WantedRange("DEV", "eeg", outbox.epoch, 1, 3),
+            *sorted(
+                [WantedRange("DEV", "eeg", outbox.epoch, 1, 3), WantedRange("DEV", "eeg", former, 0, 0)], key=epoch
+            ),
             WantedRange("STRAP", "vital_signs", outbox.epoch, 0, 0),
         ]
         async with chain.cloud() as cloud, chain.uplink(outbox) as uplink:
             await chain.until(cloud.requests)
             assert [request.gateway for request in cloud.requests()] == [chain.gateway]
-            assert sorted(cloud.requests()[0].wanted, key=lambda entry: entry.device) == wanted
+            assert sorted(cloud.requests()[0].wanted, key=lambda entry: (entry.device, entry.epoch)) == wanted
             (message,) = of_kind(cloud, TopicKind.RECEIPT_REQUEST)
             assert (message.properties, message.retain) == ({"schema": "receipt_request"}, False)
             await cloud.present(online=True)
