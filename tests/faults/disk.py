@@ -108,7 +108,7 @@ class RecordingDisk(mfusepy.Operations):  # type: ignore[misc]
 
     def statfs(self, path: str) -> dict[str, int]:
         with self.guard:
-            free = max(self.faults.blocks_max - self._blocks(self.root), 0)
+            free = max(self.faults.blocks_max - self.blocks(self.root), 0)
             total = self.faults.blocks_max
         return {"f_bsize": BLOCK_BYTES, "f_frsize": BLOCK_BYTES, "f_blocks": total, "f_bfree": free, "f_bavail": free}
 
@@ -262,11 +262,12 @@ class RecordingDisk(mfusepy.Operations):  # type: ignore[misc]
     def _need(self, node: Node, length: int) -> None:
         """Refuse what there is no room for; what overwrites needs none."""
         more = -(-length // BLOCK_BYTES) - node.blocks
-        if more > 0 and self._blocks(self.root) + more > self.faults.blocks_max:
+        if more > 0 and self.blocks(self.root) + more > self.faults.blocks_max:
             raise mfusepy.FuseOSError(errno.ENOSPC)
 
-    def _blocks(self, node: Node) -> int:
-        return node.blocks + sum(map(self._blocks, node.names.values()))
+    def blocks(self, node: Node) -> int:
+        """What a file takes, or all in a folder."""
+        return node.blocks + sum(map(self.blocks, node.names.values()))
 
 
 class Console:
@@ -294,6 +295,11 @@ class Console:
         """Content of every file, by path below the mount point: what a kill -9 would leave."""
         with self._disk.guard:
             return dict(_walk(self._disk.root, ""))
+
+    def blocks_used(self) -> int:
+        """What the files take."""
+        with self._disk.guard:
+            return self._disk.blocks(self._disk.root)
 
     def flip(self, path: str, bit: int) -> None:
         """Let one bit of a file decay; nobody who wrote it notices."""

@@ -85,7 +85,9 @@ class MountedDisk:
 
     @contextmanager
     def fault(self, **faults: Any) -> Iterator[None]:
-        """Values of `Faults` for as long as the block lasts."""
+        """Values of `Faults` for as long as the block lasts. `blocks_left`: a disk that is full but for so many."""
+        if "blocks_left" in faults:
+            faults = {"blocks_max": faults["blocks_left"] + self.ask("blocks_used")}
         for name, value in faults.items():
             self.ask("set_fault", name, value)
         try:

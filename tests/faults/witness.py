@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -72,6 +72,15 @@ def number_of(time_ns: int) -> int:
     return (time_ns - NOON_NS) // NS_PER_S
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What had an identity."""
+
+    checksum: int
+    keys: tuple[BlockKey, ...]
+    """The block, or those of which it is the loss."""
+
+
 @dataclass(slots=True)
 class Told:
     """What the outside may rely on."""
@@ -82,8 +91,8 @@ class Told:
     """Blocks that the outbox was told to forget: they may be gone, and need not."""
     losses_receipted: set[BlockKey] = field(default_factory=set)
     """Blocks of which the record of their loss may be gone."""
-    shown: dict[Identity, int] = field(default_factory=dict)
-    """Every identity that a sender could have seen, with a checksum of its bytes."""
+    shown: dict[Identity, Shown] = field(default_factory=dict)
+    """Every identity that a sender could have seen."""
 
     def accept(self, stream: StreamKey, count: int) -> None:
         """A commit returned for `count` more blocks."""
@@ -91,17 +100,36 @@ class Told:
 
     def show(self, row: StoredRow) -> None:
         """A row was there to be sent. Raises `AssertionError` if its identity was given to other bytes before."""
-        identity, _ = read(row)
-        checksum = zlib.crc32(row.row.payload.data)
-        assert self.shown.setdefault(identity, checksum) == checksum, f"{identity} was given twice"
+        identity, content = read(row)
+        keys = tuple(self.blocks_lost(row)) if is_given_up(content) else (key_of(content),)
+        shown = Shown(zlib.crc32(row.row.payload.data), keys)
+        assert self.shown.setdefault(identity, shown) == shown, f"{identity} was given twice"
 
     def receipt(self, row: StoredRow) -> None:
         """The outbox will be told to forget a row."""
-        _, content = read(row)
-        if isinstance(content, LossRecord) and content.cause is not LossCause.RADIO:
-            self.losses_receipted.update(blocks_lost(content))
+        if is_given_up(read(row)[1]):
+            self.losses_receipted.update(self.blocks_lost(row))
         else:
-            self.receipted.add(key_of(content))
+            self.receipted.add(key_of(read(row)[1]))
+
+    def blocks_lost(self, row: StoredRow) -> list[BlockKey]:
+        """The blocks that a loss record speaks of, by their sequences if those were seen, or else by its times.
+
+        Raises `AssertionError` if its count is not theirs.
+        """
+        who, loss = read(row)
+        assert isinstance(loss, LossRecord)
+        first, last = loss.sequences or (0, -1)
+        epoch = loss.epoch or who.epoch
+        identities = [Identity(GATEWAY, loss.device, loss.signal, epoch, number) for number in range(first, last + 1)]
+        if identities and all(identity in self.shown for identity in identities):
+            keys = [key for identity in identities for key in self.shown[identity].keys]
+        else:
+            numbers = range(number_of(loss.first_ns), number_of(loss.last_ns) + 1)
+            keys = [((loss.device, loss.signal), number) for number in numbers]
+        samples = sum(size_of(number) for _, number in keys)
+        assert loss.sample_count == samples, f"{loss} speaks of {samples} samples"
+        return keys
 
 
 @dataclass(slots=True)
@@ -129,11 +157,11 @@ class Found:
         for row in self.rows:
             identity, _ = read(row)
             checksum = zlib.crc32(row.row.payload.data)
-            if told.shown.get(identity, checksum) != checksum:
+            if identity in told.shown and told.shown[identity].checksum != checksum:
                 yield f"{identity} has other bytes than before"
 
     def _blocks_missing(self, told: Told, losses_allowed: Iterable[LossCause]) -> Iterator[str]:
-        stored, lost = self.blocks(losses_allowed)
+        stored, lost, refused = self.blocks(told, losses_allowed)
         twice = {key: times for key, times in (stored + lost).items() if times > 1}
         if twice:
             yield f"stored or on record more than once: {twice}"
@@ -142,27 +170,34 @@ class Found:
         missing = accepted - stored.keys() - lost.keys() - gone
         if missing:
             yield f"{len(missing)} accepted blocks lost, such as {min(missing)}"
-        yield from self._tallies_wrong(set(stored) | set(lost) | gone, set(lost) | told.losses_receipted)
+        known = set(stored) | set(lost) | gone
+        yield from self._tallies_wrong(known, known - refused, set(lost) | told.losses_receipted)
 
-    def blocks(self, losses_allowed: Iterable[LossCause]) -> tuple[Counter[BlockKey], Counter[BlockKey]]:
-        """How often each block is here, and how often it is on record as lost."""
+    def blocks(
+        self, told: Told, losses_allowed: Iterable[LossCause]
+    ) -> tuple[Counter[BlockKey], Counter[BlockKey], set[BlockKey]]:
+        """How often each block is here, how often it is on record as lost, and which were lost before a sequence."""
         stored: Counter[BlockKey] = Counter()
         lost: Counter[BlockKey] = Counter()
+        refused: set[BlockKey] = set()
         for row in self.rows:
             _, content = read(row)
-            if isinstance(content, LossRecord) and content.cause is not LossCause.RADIO:
-                assert content.cause in losses_allowed, f"lost for no reason: {content}"
-                lost.update(blocks_lost(content))
-            else:
+            if not is_given_up(content):
                 stored[key_of(content)] += 1
-        return stored, lost
+                continue
+            assert content.cause in losses_allowed, f"lost for no reason: {content}"
+            keys = told.blocks_lost(row)
+            lost.update(keys)
+            if content.sequences is None:
+                refused.update(keys)
+        return stored, lost, refused
 
-    def _tallies_wrong(self, known: set[BlockKey], lost: set[BlockKey]) -> Iterator[str]:
+    def _tallies_wrong(self, known: set[BlockKey], accepted: set[BlockKey], lost: set[BlockKey]) -> Iterator[str]:
         for stream in STREAMS:
             tally = self.tallies.get(stream, Tally(0, 0, 0))
-            accepted = sum(size_of(number) for of, number in known if of == stream)
-            if tally.accepted != accepted:
-                yield f"{stream}: {tally.accepted} samples counted, {accepted} were accepted"
+            taken = sum(size_of(number) for of, number in accepted if of == stream)
+            if tally.accepted != taken:
+                yield f"{stream}: {tally.accepted} samples counted, {taken} were accepted"
             given_up = sum(size_of(number) for of, number in lost if of == stream)
             if stream[1] == EEG:
                 given_up += RADIO_SAMPLES * sum(of == (stream[0], LossCause.RADIO) for of, _ in known)
@@ -196,12 +231,9 @@ def key_of(content: SampleBlock | LossRecord) -> BlockKey:
     return stream, number
 
 
-def blocks_lost(loss: LossRecord) -> list[BlockKey]:
-    """The blocks that a loss record speaks of. Raises `AssertionError` if its count is not theirs."""
-    numbers = range(number_of(loss.first_ns), number_of(loss.last_ns) + 1)
-    samples = sum(map(size_of, numbers))
-    assert loss.sample_count == samples, f"{loss} speaks of {samples} samples"
-    return [((loss.device, loss.signal), number) for number in numbers]
+def is_given_up(content: SampleBlock | LossRecord) -> TypeGuard[LossRecord]:
+    """Whether the outbox itself wrote this, of blocks that it had accepted."""
+    return isinstance(content, LossRecord) and content.cause is not LossCause.RADIO
 
 
 async def look(outbox: Outbox, new_number: int | None = None) -> Found:

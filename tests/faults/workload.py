@@ -12,12 +12,12 @@ from gateway.samples import EEG
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import StoredRow, StreamKey
-from tests.faults.witness import ALL, GATEWAY, STREAMS, Told, block, radio_loss
+from gateway.wire.codec import Identity
+from tests.faults.witness import ALL, GATEWAY, STREAMS, Told, block, radio_loss, read
 
 MakeStore = Callable[[Path], SqliteStore]
 QUOTA_BYTES = 24_000
 """Some sixty rows: blocks are shed now and then."""
-LIMITS = Limits(commit_interval_s=3600.0, commit_blocks=ALL, bytes_max=QUOTA_BYTES)
 REOPEN_EVERY = 17
 """Rounds between two openings."""
 
@@ -56,15 +56,27 @@ def tell(told: Told, event: Event) -> None:
 class Workload:
     """Drives an outbox in a folder, and reports each event by its number before anything else happens."""
 
-    def __init__(self, path: Path, make_store: MakeStore, on_event: Callable[[int], None], seed: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        make_store: MakeStore,
+        on_event: Callable[[int], None],
+        *,
+        seed: int,
+        quota_bytes: int = QUOTA_BYTES,
+        receipts_share: float = 0.3,
+    ) -> None:
+        """`receipts_share`: of the rounds, at the end of which a receipt comes."""
         self.events: list[Event] = []
         self._path = path
         self._make_store = make_store
         self._on_event = on_event
+        self._limits = Limits(commit_interval_s=3600.0, commit_blocks=ALL, bytes_max=quota_bytes)
+        self._receipts_share = receipts_share
         self._draw = random.Random(seed)
         self._next: Counter[StreamKey] = Counter()
         self._pending: Counter[StreamKey] = Counter()
-        self._last_id = 0
+        self._shown: set[Identity] = set()
 
     async def run(self, rounds: int) -> None:
         """Work from an empty folder on, and leave the outbox closed."""
@@ -73,7 +85,7 @@ class Workload:
             self._append(outbox)
             await outbox.commit()
             await self._accepted(outbox)
-            if self._draw.random() < 0.3:
+            if self._draw.random() < self._receipts_share:
                 await self._receipt(outbox)
             if turn % REOPEN_EVERY == 0:
                 await outbox.close()
@@ -81,7 +93,7 @@ class Workload:
         await outbox.close()
 
     async def _open(self) -> Outbox:
-        outbox = Outbox(self._make_store(self._path), GATEWAY, LIMITS)
+        outbox = Outbox(self._make_store(self._path), GATEWAY, self._limits)
         await outbox.open()
         return outbox
 
@@ -101,10 +113,10 @@ class Workload:
         self._pending[stream] += 1
 
     async def _accepted(self, outbox: Outbox) -> None:
-        rows = await outbox.fetch(self._last_id, ALL, ALL)
-        if rows:
-            self._last_id = rows[-1].id
-        self._tell(Accepted(self._pending, tuple(rows)))
+        rows = await outbox.fetch(0, ALL, ALL)
+        new = tuple(row for row in rows if read(row)[0] not in self._shown)
+        self._shown.update(read(row)[0] for row in new)
+        self._tell(Accepted(self._pending, new))
         self._pending = Counter()
 
     async def _receipt(self, outbox: Outbox) -> None:
