@@ -27,6 +27,7 @@ from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Store
 from gateway.uplink.uplink import Uplink
+from gateway.uplink.window import Window
 from gateway.wire import packing
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Gateway:
             self.outbox,
             self._broker,
             name,
-            window_messages=uplink.window_messages,
+            window=Window(delay_s=uplink.backlog_delay_s, bytes_max=uplink.window_bytes_max),
             resend_after_s=uplink.resend_after_s,
         )
         self._outputs = Outputs(self.outbox.append, self.uplink.announce, self._show)

@@ -35,6 +35,8 @@ SESSION_EXPIRY_S = 7 * 24 * 3600
 PACKET_BYTES_MAX = 4 << 20
 INFLIGHT_MAX = 1000
 """Publishes without an answer at a time; less if the broker says so, as AWS and EMQX do. More wait their turn."""
+HANDED_BYTES_MAX = 16 << 10
+"""What paho may hold that the kernel has not taken, a message more or less: what it holds cannot be overtaken."""
 PACKETS_PER_TURN_MAX = 64
 """Read before the event loop's other work gets its turn."""
 _DISCONNECT_GRACE_S = 2.0
@@ -83,6 +85,9 @@ class Connection:
         self._packet_bytes_max: int | None = None
         self._inflight: dict[int, asyncio.Future[None]] = {}
         self._waiting: deque[tuple[Outbound, asyncio.Future[None]]] = deque()
+        self._giving_way: deque[tuple[Outbound, asyncio.Future[None]]] = deque()
+        self._handed_bytes = 0
+        """What paho was given since it last had nothing to write."""
         self._deliveries: dict[int, Inbound] = {}
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -122,10 +127,9 @@ class Connection:
         if self._packet_bytes_max is not None and size > self._packet_bytes_max:
             reason = f"{message.topic}: {len(message.payload)} bytes are more than the broker takes"
             _fail(answer, RefusedError(reason, hint=f"its maximum packet size is {self._packet_bytes_max}"))
-        elif len(self._inflight) >= self._inflight_max:
-            self._waiting.append((message, answer))
         else:
-            self._send(message, answer)
+            (self._giving_way if message.gives_way else self._waiting).append((message, answer))
+            self._send_waiting()
         return answer
 
     def acknowledge(self, message: Inbound, mid: int) -> None:
@@ -158,6 +162,7 @@ class Connection:
         info = self._client.publish(message.topic, message.payload, QOS_AT_LEAST_ONCE, message.retain, properties)
         if info.rc == paho.MQTT_ERR_SUCCESS:
             self._inflight[info.mid] = answer
+            self._handed_bytes += len(message.payload) + MESSAGE_OVERHEAD_BYTES
         else:
             _fail(answer, UnavailableError(f"broker did not take a message: {paho.error_string(info.rc)}"))
 
@@ -165,9 +170,10 @@ class Connection:
         if not self.lost.done():
             self.lost.set_result(reason)
         self._establish(UnavailableError(reason))
-        waiting = [*self._inflight.values(), *(answer for _, answer in self._waiting)]
+        waiting = [*self._inflight.values(), *(answer for _, answer in (*self._waiting, *self._giving_way))]
         self._inflight.clear()
         self._waiting.clear()
+        self._giving_way.clear()
         for answer in waiting:
             _fail(answer, UnavailableError(f"broker did not take a message: {reason}"))
 
@@ -195,7 +201,9 @@ class Connection:
             self._read()
 
     def _write(self) -> None:
-        self._guarded(self._client.loop_write)
+        if self._guarded(self._client.loop_write) and not self._client.want_write():
+            self._handed_bytes = 0
+            self._send_waiting()
 
     def _guarded(self, step: Callable[[], object]) -> bool:
         """Whether the connection is still open after this step of paho's."""
@@ -288,12 +296,16 @@ class Connection:
             _fail(answer, UnavailableError(f"broker did not take a message: {code}", hint=_HINTS.get(code.value, "")))
         elif answer is not None and not answer.done():
             answer.set_result(None)
-        if self._waiting:
+        if self._waiting or self._giving_way:
             self.loop.call_soon(self._send_waiting)
 
     def _send_waiting(self) -> None:
-        while self._waiting and self.is_open and len(self._inflight) < self._inflight_max:
-            self._send(*self._waiting.popleft())
+        """Hand on what broker and socket have room for; the order in which paho got it is final."""
+        while self.is_open and len(self._inflight) < self._inflight_max and self._handed_bytes < HANDED_BYTES_MAX:
+            waiting = self._waiting or self._giving_way
+            if not waiting:
+                return
+            self._send(*waiting.popleft())
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         self._packets_handled += 1

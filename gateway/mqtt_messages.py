@@ -18,6 +18,8 @@ class Outbound:
     content_type: str = ""
     properties: Mapping[str, str] = field(default_factory=dict)
     retain: bool = False
+    gives_way: bool = False
+    """Whether later messages that do not may overtake it, until it is handed to the socket."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -51,10 +51,13 @@ class Spool(Section, frozen=True):
 class Uplink(Section, frozen=True):
     """How the outbox is sent."""
 
-    window_messages: Annotated[int, Meta(ge=1, le=1000)] = 64
-    """Blocks on their way to the broker at a time."""
+    backlog_delay_s: Annotated[float, Meta(ge=0.05, le=10)] = 0.5
+    """How long backlog that drains may make live data wait on the link."""
+    window_bytes_max: Annotated[int, Meta(ge=1 << 12, le=16 << 20)] = 256 << 10
+    """Bytes of backlog on their way to the broker at a time, on the fastest link: 20 Mbit/s over 100 ms."""
     resend_after_s: Seconds = 60.0
-    """A block that was sent and is not receipted after this time is sent again, if a bridge is present."""
+    """A block that was sent and passed by receipts of later ones, or while no receipt came at all, is sent again after
+    this time, if a bridge is present."""
     drain_s: Annotated[float, Meta(ge=0, le=60)] = 5.0
     """How long a gateway that is asked to stop waits for the receipts of what it has."""
 

@@ -16,6 +16,12 @@ from typing import Any
 
 ADDRESSES_MAX = 4
 """A name may have many addresses; each that is tried gets its share of the time."""
+UNACKNOWLEDGED_S_MAX = 12.0
+"""A peer that confirms nothing of what was sent for so long is gone (TCP_USER_TIMEOUT). The system's own patience is a
+quarter of an hour. This finds a dead link even while nothing is read, when no answer can be waited for."""
+UNSENT_BYTES_MAX = 16 << 10
+"""What the kernel takes beyond what it has sent (TCP_NOTSENT_LOWAT): a quarter of a second at 0.5 Mbit/s. Its own limit
+is megabytes, which nothing can overtake."""
 
 _Address = tuple[Any, ...]
 
@@ -42,6 +48,8 @@ async def _open(family: int, address: _Address, host: str, tls: ssl.SSLContext |
     try:
         plain.settimeout(0)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_S_MAX * 1000))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         await asyncio.get_running_loop().sock_connect(plain, address)
         return plain if tls is None else await _shake_hands(plain, host, tls)
     except BaseException:

@@ -9,18 +9,22 @@ from functools import partial
 
 from gateway.errors import RefusedError, UnavailableError
 from gateway.mqtt import MqttSession, Outbound
-from gateway.samples import LOSS
+from gateway.samples import BRAIN_STATE, LOSS, VITAL_SIGNS
 from gateway.spool.outbox import Outbox
 from gateway.spool.store import StoredRow
 from gateway.uplink.lanes import Lane, Lanes, Span
+from gateway.uplink.unreceipted import CHECKS, Unreceipted
+from gateway.uplink.window import Window
 from gateway.wire import topics
 
 log = logging.getLogger(__name__)
 
-UNRECEIPTED_MAX = 20_000
-"""Rows sent and not receipted of which the time is remembered, about 2 MB. Beyond it the backlog waits."""
-RESEND_CHECKS = 4
-"""How often a resend is considered within the time that a hole may stand."""
+SMALL = frozenset({BRAIN_STATE, VITAL_SIGNS, LOSS})
+"""Goes at once even where the link does not keep up with live raw signals, which then become backlog."""
+ROWS_MAX = 64
+"""Rows in one look at the outbox."""
+MESSAGE_BYTES = 200
+"""Topic, properties and headers of a message, beside its payload."""
 FETCH_RETRY_S = 1.0
 ATTEMPTS_MAX = 3
 """A row that failed so often may be what makes the broker drop the connection: it is set aside."""
@@ -33,17 +37,16 @@ class Sender:
     """Sends rows in two lanes and remembers which of them wait for their receipt."""
 
     def __init__(
-        self, outbox: Outbox, session: MqttSession, gateway: str, *, window_messages: int, resend_after_s: float
+        self, outbox: Outbox, session: MqttSession, gateway: str, *, window: Window, resend_after_s: float
     ) -> None:
         self._outbox = outbox
         self._session = session
         self._gateway = gateway
-        self._window = window_messages
-        self._resend_after_s = resend_after_s
+        self._window = window
         self._lanes = Lanes(outbox.holding.last_id)
-        self._in_flight: set[int] = set()
-        self._sent_at: dict[int, float] = {}
-        """When each row that waits for its receipt was sent, oldest first."""
+        self._row_bytes = 0.0
+        """Of the rows that went last, on average."""
+        self._unreceipted = Unreceipted(resend_after_s)
         self._failures: dict[int, int] = {}
         """How often each row that is still here was not taken, since it last was."""
         self._has_blamed = False
@@ -58,8 +61,9 @@ class Sender:
 
     def receipted(self, ids: Iterable[int]) -> None:
         """These rows are gone from the outbox."""
-        for number in ids:
-            self._sent_at.pop(number, None)
+        numbers = list(ids)
+        self._unreceipted.receipted(numbers, _now_s())
+        for number in numbers:
             self._failures.pop(number, None)
         self._wake.set()
 
@@ -70,71 +74,89 @@ class Sender:
             while True:
                 await self._session.connected.wait()
                 self._lanes.interrupt(self._outbox.holding.last_id)
+                self._window.begin()
                 while self._session.connected.is_set():
-                    await self._fill_window()
+                    await self._send_due()
                     await self._wake.wait()
                     self._wake.clear()
 
-    async def _fill_window(self) -> None:
-        """Live rows first, then backlog for the rest."""
+    async def _send_due(self) -> None:
+        """All live rows, then as much backlog as the window has room for."""
         try:
-            while self._room() and (span := self._lanes.live(self._outbox.holding.last_id)):
-                if not await self._send(span):
+            while span := self._lanes.live(self._outbox.holding.last_id):
+                if not await self._send_live(span):
                     return
-            while self._room() and len(self._sent_at) < UNRECEIPTED_MAX and (span := self._lanes.backlog()):
-                if not await self._send(span) or self._lanes.live(self._outbox.holding.last_id):
+            while (
+                (room := self._window.backlog_room(_now_s())) > 0
+                and not self._unreceipted.is_full
+                and (span := self._lanes.backlog())
+            ):
+                if not await self._send_backlog(span, room) or self._lanes.live(self._outbox.holding.last_id):
                     self._wake.set()
                     return
         except UnavailableError as error:
             log.warning("sending waits: %s", error)
             asyncio.get_running_loop().call_later(FETCH_RETRY_S, self._wake.set)
 
-    def _room(self) -> int:
-        return self._window - len(self._in_flight)
-
-    async def _send(self, span: Span) -> bool:
-        """Send the beginning of a span, as far as the window has room. False when the connection is lost."""
-        room = self._room()
-        rows = await self._outbox.fetch(span.after, span.through, room)
-        after = span.after
+    async def _send_live(self, span: Span) -> bool:
+        """Send the beginning of a span; what has no room becomes backlog. False when the connection is lost."""
+        rows = await self._outbox.fetch(span.after, span.through, ROWS_MAX)
         for stored in rows:
-            if stored.id not in self._in_flight:
-                try:
-                    self._publish(stored, span.lane)
-                except UnavailableError:
-                    return False
-            self._lanes.sent(Span(span.lane, after, stored.id))
-            self._remember(stored.id)
-            after = stored.id
-        if len(rows) < room:
-            self._lanes.sent(Span(span.lane, after, span.through))
+            has_room = self._window.live_room(is_small=stored.row.signal in SMALL)
+            if has_room and not self._publish(stored, Lane.LIVE):
+                return False
+            self._lanes.sent(Span(Lane.LIVE, span.after, stored.id))
+            if has_room:
+                self._remember(stored.id)
+            else:
+                self._lanes.put_back([stored.id])
+        if len(rows) < ROWS_MAX:
+            self._lanes.sent(span)
         return True
 
-    def _publish(self, stored: StoredRow, lane: Lane) -> None:
+    async def _send_backlog(self, span: Span, room: int) -> bool:
+        """Send the beginning of a span, as far as there is room. False when the connection is lost."""
+        limit = min(ROWS_MAX, 1 + int(room / self._row_bytes) if self._row_bytes else 1)
+        rows = await self._outbox.fetch(span.after, span.through, limit)
+        for stored in rows:
+            is_under_way = stored.id in self._window
+            if not is_under_way:
+                if self._window.backlog_room(_now_s()) <= 0:
+                    return True
+                if not self._publish(stored, Lane.BACKLOG):
+                    return False
+            self._lanes.sent(Span(Lane.BACKLOG, span.after, stored.id))
+            if not is_under_way:
+                self._remember(stored.id)
+        if len(rows) < limit:
+            self._lanes.sent(span)
+        return True
+
+    def _publish(self, stored: StoredRow, lane: Lane) -> bool:
+        """Hand a row to the session. False when the connection is lost."""
         row = stored.row
         topic = (
             topics.loss(self._gateway, row.device)
             if row.signal == LOSS
             else topics.data(self._gateway, row.device, row.signal)
         )
-        historical = "1" if lane is Lane.BACKLOG else "0"
-        published = self._session.publish(
-            Outbound(
-                topic,
-                row.payload.data,
-                row.payload.content_type,
-                {"schema": row.payload.schema, "historical": historical},
+        is_backlog = lane is Lane.BACKLOG
+        properties = {"schema": row.payload.schema, "historical": "1" if is_backlog else "0"}
+        try:
+            published = self._session.publish(
+                Outbound(topic, row.payload.data, row.payload.content_type, properties, gives_way=is_backlog)
             )
-        )
-        self._in_flight.add(stored.id)
+        except UnavailableError:
+            return False
+        size = len(row.payload.data) + MESSAGE_BYTES
+        self._row_bytes += (size - self._row_bytes) / 8 if self._row_bytes else size
+        self._window.sent(stored.id, size, _now_s(), is_backlog=is_backlog)
         published.add_done_callback(partial(self._published, stored.id))
+        return True
 
     def _remember(self, number: int) -> None:
-        """When a row was sent; where that is too much to remember, it waits in the backlog."""
-        self._sent_at.pop(number, None)
-        if len(self._sent_at) < UNRECEIPTED_MAX:
-            self._sent_at[number] = asyncio.get_running_loop().time()
-        else:
+        """That a row was sent; where that is too much to remember, it waits in the backlog."""
+        if not self._unreceipted.sent(number, _now_s()):
             self._lanes.put_back([number])
 
     def _published(self, number: int, published: asyncio.Future[None]) -> None:
@@ -152,7 +174,8 @@ class Sender:
                 self._give_back(number)
         else:
             self._failures.pop(number, None)
-        self._in_flight.discard(number)
+            self._window.acknowledged(number, _now_s())
+        self._window.forget(number)
         self._wake.set()
 
     def _blame(self, number: int) -> int:
@@ -175,32 +198,24 @@ class Sender:
         log.error("block %d of the outbox does not get through: %s", number, error or "interrupted")
 
     def _give_back(self, number: int) -> None:
-        self._in_flight.discard(number)
-        self._sent_at.pop(number, None)
+        self._window.forget(number)
+        self._unreceipted.forget(number)
         self._lanes.put_back([number])
         self._wake.set()
 
     async def _resend(self) -> None:
-        """Put back what was sent long ago and never receipted, while somebody is there to receipt it."""
-        loop = asyncio.get_running_loop()
-        attended_since: float | None = None
+        """Put back what was sent and never receipted, while somebody is there to receipt it."""
+        hole_s = self._unreceipted.hole_s
         while True:
-            await asyncio.sleep(self._resend_after_s / RESEND_CHECKS)
-            if not (self.bridge_present and self._session.connected.is_set()):
-                attended_since = None
-                continue
-            attended_since = attended_since or loop.time()
-            stale = []
-            for number, sent_at in self._sent_at.items():
-                # A bridge that has just come has the broker's queue to read first.
-                if max(sent_at, attended_since) > loop.time() - self._resend_after_s:
-                    break
-                if number not in self._in_flight:
-                    stale.append(number)
-            for number in stale:
-                del self._sent_at[number]
-            if stale:
-                log.info("%d blocks have no receipt after %.0f s: sending again", len(stale), self._resend_after_s)
-                self.resent += len(stale)
-                self._lanes.put_back(stale)
+            await asyncio.sleep(hole_s / CHECKS)
+            is_attended = self.bridge_present and self._session.connected.is_set()
+            holes = self._unreceipted.holes(_now_s(), self._window, is_attended=is_attended)
+            if holes:
+                log.info("%d blocks have no receipt after %.0f s: sending again", len(holes), hole_s)
+                self.resent += len(holes)
+                self._lanes.put_back(holes)
                 self._wake.set()
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

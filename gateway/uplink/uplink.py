@@ -11,6 +11,7 @@ from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
 from gateway.service import VERSION
 from gateway.spool.outbox import Outbox
 from gateway.uplink.sender import Sender
+from gateway.uplink.window import Window
 from gateway.wire import control, topics
 from gateway.wire.control import ControlMessage
 from gateway.wire.messages import CommittedRanges, DeviceMeta, Receipt, ReceiptRequest, Status, WantedRange
@@ -32,9 +33,7 @@ WANTED_MAX = 512
 class Uplink:
     """One gateway's connection to the cloud."""
 
-    def __init__(
-        self, outbox: Outbox, broker: Broker, gateway: str, *, window_messages: int, resend_after_s: float
-    ) -> None:
+    def __init__(self, outbox: Outbox, broker: Broker, gateway: str, *, window: Window, resend_after_s: float) -> None:
         self._outbox = outbox
         self._gateway = gateway
         self._births: dict[str, DeviceMeta] = {}
@@ -50,9 +49,7 @@ class Uplink:
             receive_maximum=RECEIPTS_MAX,
             bytes_unacknowledged_max=RECEIPTS_BYTES_MAX,
         )
-        self.sender = Sender(
-            outbox, self.session, gateway, window_messages=window_messages, resend_after_s=resend_after_s
-        )
+        self.sender = Sender(outbox, self.session, gateway, window=window, resend_after_s=resend_after_s)
         outbox.on_commit = self.sender.wake
 
     def announce(self, birth: DeviceMeta) -> None:

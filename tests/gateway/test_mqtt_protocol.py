@@ -485,3 +485,64 @@ async def test_a_peer_that_speaks_no_mqtt_is_an_error_and_is_tried_again(
             assert not task.done()
             assert session.last_error
     assert [record for record in caplog.records if record.name != "gateway.mqtt" or record.exc_info] == []
+
+
+@pytest.mark.parametrize("is_bounded", [True, False], ids=["bounded", "control"])
+async def test_what_gives_way_is_overtaken_even_when_the_link_is_stuck(
+    monkeypatch: pytest.MonkeyPatch, is_bounded: bool
+) -> None:
+    """Only what the socket has is final; with no bound on what paho is given, nothing can be overtaken."""
+    if not is_bounded:
+        monkeypatch.setattr(mqtt_connection, "HANDED_BYTES_MAX", 1 << 30)
+    total = 600
+    reads = asyncio.Event()
+    order: list[bytes] = []
+    done = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        await reads.wait()
+        while len(order) < total + 1:
+            order.append((await peer.expect(PUBLISH))[2:3])
+        done.set()
+
+    async with scripted_broker(script) as broker, connected_session(MqttSession(broker)) as session:
+        for _ in range(total):
+            session.publish(Outbound("b", bytes(10_000), gives_way=True))
+        assert session._connection is not None
+        async with asyncio.timeout(SECONDS_MAX):  # until the socket takes no more, and the loop has seen it
+            while True:
+                handed = len(session._connection._inflight)
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                if handed == len(session._connection._inflight):
+                    break
+        session.publish(Outbound("a", b""))
+        reads.set()
+        await asyncio.wait_for(done.wait(), SECONDS_MAX)
+    assert order.count(b"b") == total
+    if is_bounded:
+        assert order.index(b"a") < total / 2
+    else:
+        assert order.index(b"a") == total
+
+
+async def test_waiting_for_the_brokers_receive_maximum_what_gives_way_is_overtaken_too() -> None:
+    order: list[bytes] = []
+    done = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.greet(bytes([RECEIVE_MAXIMUM, 0, 2]))
+        while len(order) < 7:
+            body = await peer.expect(PUBLISH)
+            order.append(body[2:3])
+            await peer.send(packet(PUBACK, body[3:5]))
+        done.set()
+
+    async with scripted_broker(script) as broker, connected_session(MqttSession(broker)) as session:
+        for _ in range(5):
+            session.publish(Outbound("b", b"", gives_way=True))
+        for _ in range(2):
+            session.publish(Outbound("a", b""))
+        await asyncio.wait_for(done.wait(), SECONDS_MAX)
+    assert b"".join(order) == b"bbaabbb"

@@ -22,6 +22,7 @@ from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Store
 from gateway.uplink.uplink import Uplink
+from gateway.uplink.window import Window
 from gateway.wire import codec, control, topics
 from gateway.wire.control import ControlMessage
 from gateway.wire.messages import CommittedRanges, DeviceMeta, Receipt, ReceiptRequest, SignalMeta, Status
@@ -157,10 +158,11 @@ class Chain:
 
     @asynccontextmanager
     async def uplink(
-        self, outbox: Outbox, *, window: int = 64, resend_after_s: float = 60.0, port: int | None = None
+        self, outbox: Outbox, *, bytes_max: int = 256 << 10, resend_after_s: float = 60.0, port: int | None = None
     ) -> AsyncIterator[Uplink]:
         """Running; connected before long."""
-        uplink = Uplink(outbox, self.broker(port), self.gateway, window_messages=window, resend_after_s=resend_after_s)
+        window = Window(delay_s=0.5, bytes_max=bytes_max)
+        uplink = Uplink(outbox, self.broker(port), self.gateway, window=window, resend_after_s=resend_after_s)
         running = asyncio.create_task(uplink.run())
         try:
             yield uplink

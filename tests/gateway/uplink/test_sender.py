@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -16,11 +16,21 @@ from gateway.mqtt import Outbound
 from gateway.spool.outbox import Outbox
 from gateway.spool.store import Row
 from gateway.uplink import sender as sender_module
+from gateway.uplink import unreceipted as unreceipted_module
+from gateway.uplink import window as window_module
 from gateway.uplink.sender import Sender
+from gateway.uplink.window import Window
 from gateway.wire import codec, topics
 from gateway.wire.codec import Payload
 
 ALL = 10**9
+ROW_BYTES = 445
+"""Of a block of these tests, on its way."""
+
+
+def rows(count: int) -> int:
+    """A window that has room for so many blocks of each lane."""
+    return ROW_BYTES * count - ROW_BYTES // 2
 
 
 def damage(chain: Any, *numbers: int) -> None:
@@ -76,10 +86,10 @@ async def test_what_waited_before_the_connection_is_marked_historical(chain: Any
 
 
 async def test_the_acknowledgement_frees_the_window_but_not_the_disk(chain: Any) -> None:
-    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=2) as uplink:
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, bytes_max=rows(2)) as uplink:
         for at in range(50):
             outbox.append(chain.block(at=at))
-        await chain.until(lambda: len(cloud.blocks) == 50 and not uplink.sender._in_flight)
+        await chain.until(lambda: len(cloud.blocks) == 50 and not uplink.sender._window)
         assert outbox.holding.rows == 50
         assert not outbox.empty.is_set()
     assert cloud.counts() == Counter(range(50))
@@ -89,16 +99,17 @@ async def test_the_acknowledgement_frees_the_window_but_not_the_disk(chain: Any)
 
 async def test_no_more_are_on_their_way_than_the_window_allows(chain: Any) -> None:
     await filled(chain, 30)
-    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=3) as uplink:
-        await chain.until(lambda: len(cloud.blocks) == 30 and not uplink.sender._in_flight)
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, bytes_max=rows(3)) as uplink:
+        await chain.until(lambda: len(cloud.blocks) == 30 and not uplink.sender._window)
         chain.freeze_broker()
         for at in range(30, 50):
             outbox.append(chain.block(at=at))
-        await chain.until(lambda: outbox.holding.rows == 50 and len(uplink.sender._in_flight) == 3)
+        in_both_lanes = 3 + 3
+        await chain.until(lambda: outbox.holding.rows == 50 and len(uplink.sender._window) == in_both_lanes)
         for _ in range(20):
             uplink.sender.wake()
             await asyncio.sleep(0.001)
-            assert len(uplink.sender._in_flight) == 3
+            assert len(uplink.sender._window) == in_both_lanes
         chain.thaw_broker()
         await chain.until(lambda: len(cloud.blocks) == 50)
     assert cloud.counts() == Counter(range(50))
@@ -106,10 +117,10 @@ async def test_no_more_are_on_their_way_than_the_window_allows(chain: Any) -> No
 
 async def test_live_data_goes_before_the_backlog(chain: Any) -> None:
     await filled(chain, 400)
-    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=2) as uplink:
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, bytes_max=rows(2)) as uplink:
         await chain.until(lambda: len(cloud.blocks) > 10)
         chain.freeze_broker()
-        known = len(uplink.sender._in_flight)
+        known = len(uplink.sender._window)
         outbox.append(chain.block("STRAP", "vital_signs", n=1))
         await chain.until(lambda: outbox.holding.rows == 401)
         chain.thaw_broker()
@@ -133,14 +144,14 @@ async def test_a_receipt_removes_rows_for_good(chain: Any) -> None:
         await cloud.receipt(outbox.epoch, [(0, 1), (4, 5)])
         await chain.until(lambda: outbox.holding.rows == 2)
         assert await outbox.held() == {("DEV", "eeg", outbox.epoch): (2, 3)}
-        assert not set(uplink.sender._sent_at) - {3, 4}
+        assert not set(uplink.sender._unreceipted) - {3, 4}
         before = cloud.counts()
         await chain.until(lambda: (cloud.counts() - before)[3] >= 2)
         again = cloud.counts() - before
         assert not set(again) & {0, 1, 4, 5}
         await cloud.receipt(outbox.epoch, [(2, 3)])
         await asyncio.wait_for(outbox.empty.wait(), 20)
-        assert not uplink.sender._sent_at
+        assert not uplink.sender._unreceipted
 
 
 async def test_nothing_is_sent_again_while_no_bridge_is_there(chain: Any) -> None:
@@ -184,11 +195,11 @@ async def test_a_broker_that_loses_what_it_acknowledged_gets_it_again(chain: Any
     async with (
         chain.cloud(present=True) as cloud,
         chain.outbox() as outbox,
-        chain.uplink(outbox, resend_after_s=0.2, window=8) as uplink,
+        chain.uplink(outbox, resend_after_s=0.2, bytes_max=rows(8)) as uplink,
     ):
         for at in range(40):
             outbox.append(chain.block(at=at))
-        await chain.until(lambda: len(cloud.counts()) == 40 and not uplink.sender._in_flight)
+        await chain.until(lambda: len(cloud.counts()) == 40 and not uplink.sender._window)
         await asyncio.to_thread(chain.mosquitto.kill)
         await chain.until(lambda: not uplink.session.connected.is_set())
         for at in range(40, 60):
@@ -207,7 +218,7 @@ async def test_kill_after_kill_of_the_broker_everything_arrives(chain: Any) -> N
     async with chain.cloud(present=True) as cloud, chain.outbox() as outbox:
         cloud.receipting = True
         arrived: set[int] = set()
-        async with chain.uplink(outbox, resend_after_s=0.2, window=4):
+        async with chain.uplink(outbox, resend_after_s=0.2, bytes_max=rows(4)):
             for round_number in range(3):
                 for at in range(round_number * 50, round_number * 50 + 50):
                     outbox.append(chain.block(at=at))
@@ -236,7 +247,7 @@ async def test_damaged_rows_hide_none_of_those_behind_them(chain: Any) -> None:
                 gone.extend(range(loss.sequences[0], loss.sequences[1] + 1))
         return len(gone) >= 4
 
-    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=4):
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, bytes_max=rows(4)):
         await chain.until(lambda: len(cloud.counts()) == 16 and all_gone(cloud))
     assert sorted(gone) == [0, 1, 6, 19]
     assert cloud.counts() == Counter(set(range(20)) - set(gone))
@@ -245,22 +256,22 @@ async def test_damaged_rows_hide_none_of_those_behind_them(chain: Any) -> None:
 async def test_with_too_much_to_remember_the_backlog_waits_and_nothing_is_forgotten(
     chain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender_module, "UNRECEIPTED_MAX", 5)
+    monkeypatch.setattr(unreceipted_module, "ROWS_MAX", 5)
     await filled(chain, 30)
     async with (
         chain.cloud() as cloud,
         chain.outbox() as outbox,
-        chain.uplink(outbox, window=4, resend_after_s=0.1) as uplink,
+        chain.uplink(outbox, bytes_max=rows(4), resend_after_s=0.1) as uplink,
     ):
-        await chain.until(lambda: len(cloud.blocks) >= 5 and not uplink.sender._in_flight)
+        await chain.until(lambda: len(cloud.blocks) >= 5 and not uplink.sender._window)
         for _ in range(50):
             uplink.sender.wake()
             await asyncio.sleep(0.001)
         assert 5 <= len(cloud.blocks) < 5 + 4
         for at in range(30, 36):
             outbox.append(chain.block(at=at))
-        await chain.until(lambda: set(range(30, 36)) <= set(cloud.counts()))
-        assert len(uplink.sender._sent_at) == 5
+            await chain.until(lambda at=at: at in cloud.counts())
+        assert len(uplink.sender._unreceipted) == 5
         cloud.got.clear()  # all of this is lost behind the broker, remembered or not
         cloud.receipting = True
         await cloud.present(online=True)
@@ -304,16 +315,16 @@ async def test_a_row_that_makes_the_broker_hang_up_is_set_aside_and_the_others_g
 ) -> None:
     """Mosquitto answers a message beyond its limit with the end of the connection."""
     monkeypatch.setattr(sender_module, "NEXT_ATTEMPT_S", 0.1)
-    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, window=2) as uplink:
+    async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox, bytes_max=rows(2)) as uplink:
         await asyncio.wait_for(uplink.session.connected.wait(), 20)
         outbox._take(oversized(0))
         for at in range(20):
             outbox.append(chain.block(at=at))
         await chain.until(lambda: "block 1 of the outbox does not get through" in caplog.text)
-        await chain.until(lambda: len(cloud.counts()) == 20 and not uplink.sender._in_flight)
+        await chain.until(lambda: len(cloud.counts()) == 20 and not uplink.sender._window)
         assert caplog.text.count("connection to broker") <= 3
         assert outbox.holding.rows == 21
-        assert 1 in uplink.sender._sent_at
+        assert 1 in uplink.sender._unreceipted
 
 
 class Scripted:
@@ -336,8 +347,11 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def sending(outbox: Outbox, session: Any, **more: Any) -> Any:
-    sender = Sender(outbox, session, "gw", **({"window_messages": 4, "resend_after_s": 60.0} | more))
+async def sending(
+    outbox: Outbox, session: Any, *, bytes_max: int = 256 << 10, resend_after_s: float = 60.0
+) -> AsyncIterator[Sender]:
+    window = Window(delay_s=0.5, bytes_max=bytes_max)
+    sender = Sender(outbox, session, "gw", window=window, resend_after_s=resend_after_s)
     outbox.on_commit = sender.wake
     task = asyncio.create_task(sender.run())
     try:
@@ -359,11 +373,15 @@ async def test_a_row_that_is_too_large_for_the_broker_is_not_tried_in_circles(
         outbox.append(chain.block(at=1))
         await chain.until(lambda: len(session.published) == 2)
         session.published[1][1].set_result(None)
-        await chain.until(lambda: not sender._in_flight)
+        await chain.until(lambda: not sender._window)
         assert "block 1 of the outbox does not get through: more than the broker takes" in caplog.text
         assert len(session.published) == 2
         sender.bridge_present = True
         await chain.until(lambda: len(session.published) >= 4)  # after its time it may be tried again like any other
+
+
+def sequences(session: Scripted) -> list[int]:
+    return [codec.decode(message.payload, message.content_type).identity.sequence for message, _ in session.published]
 
 
 async def test_a_lost_connection_gives_everything_unacknowledged_back_at_once(chain: Any) -> None:
@@ -371,38 +389,60 @@ async def test_a_lost_connection_gives_everything_unacknowledged_back_at_once(ch
     async with chain.outbox() as outbox, sending(outbox, session) as sender:
         for at in range(6):
             outbox.append(chain.block(at=at))
-        await chain.until(lambda: len(session.published) == 4)
+        await chain.until(lambda: len(session.published) == 6)
         session.published[1][1].set_result(None)
-        await chain.until(lambda: len(session.published) == 5)
+        await chain.until(lambda: len(sender._window) == 5)
         session.connected.clear()
         for _, answer in session.published:
             if not answer.done():
                 answer.set_exception(UnavailableError("lost"))
-        await chain.until(lambda: not sender._in_flight)
-        assert set(sender._sent_at) == {2}
+        await chain.until(lambda: not sender._window)
+        assert set(sender._unreceipted) == {2}
         session.published.clear()
         session.connected.set()
-        for _ in range(2):
-            await chain.until(lambda: sum(not answer.done() for _, answer in session.published) >= 1)
+        await chain.until(lambda: len(session.published) == 5)
+        assert sequences(session) == [0, 2, 3, 4, 5]
+        assert all(message.gives_way for message, _ in session.published)
+
+
+async def test_live_raw_data_that_the_link_does_not_keep_up_with_becomes_backlog(
+    chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is small goes at once, and so does the next raw block as soon as there is room: the newest, not the next."""
+    monkeypatch.setattr(window_module, "BYTES_START", rows(2))
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session) as sender:
+        for at in range(10):
+            outbox.append(chain.block(at=at))
+        outbox.append(chain.block("STRAP", "vital_signs", n=1))
+        outbox.append(chain.loss())
+        await outbox.commit()
+        await chain.until(lambda: len(session.published) == 2 + 2 + 2)
+        sent = [(message.topic.rpartition("/")[2], message.gives_way) for message, _ in session.published]
+        assert sent == [*[("eeg", False)] * 2, ("vital_signs", False), ("DEV", False), *[("eeg", True)] * 2]
+        for _, answer in session.published[:4]:
+            answer.set_result(None)
+        outbox.append(chain.block(at=10))
+        await chain.until(lambda: len(session.published) == 7)
+        assert (sequences(session)[-1], session.published[-1][0].gives_way) == (10, False)
+        while len(session.published) < outbox.holding.rows:
             for _, answer in session.published:
                 if not answer.done():
                     answer.set_result(None)
-        await chain.until(lambda: len(session.published) == 5)
-        sequences = [
-            codec.decode(message.payload, message.content_type).identity.sequence for message, _ in session.published
-        ]
-        assert sequences == [0, 2, 3, 4, 5]
+            await asyncio.sleep(0)
+        assert len(sender._unreceipted) == 13
+    assert sorted(sequences(session)) == sorted([*range(11), 0, 0])
 
 
 async def test_live_data_goes_before_the_rest_of_a_backlog_in_many_pieces(chain: Any) -> None:
     session = Scripted()
-    async with chain.outbox() as outbox, sending(outbox, session, window_messages=100) as sender:
+    async with chain.outbox() as outbox, sending(outbox, session, bytes_max=rows(100)) as sender:
         for at in range(40):
             outbox.append(chain.block(at=at))
         await chain.until(lambda: len(session.published) == 40)
         for _, answer in session.published:
             answer.set_result(None)
-        await chain.until(lambda: not sender._in_flight)
+        await chain.until(lambda: not sender._window)
         live: list[asyncio.Task[None]] = []
 
         def append_live() -> None:
@@ -422,17 +462,17 @@ async def test_live_data_goes_before_the_rest_of_a_backlog_in_many_pieces(chain:
 async def test_a_broker_that_declines_everything_is_not_asked_in_circles(chain: Any) -> None:
     session = Scripted()
     session.declines = True
-    async with chain.outbox() as outbox, sending(outbox, session, window_messages=2) as sender:
+    async with chain.outbox() as outbox, sending(outbox, session, bytes_max=rows(2)) as sender:
         for at in range(6):
             outbox.append(chain.block(at=at))
-        await chain.until(lambda: len(sender._in_flight) == 2 and set(sender._failures.values()) >= {2})
+        await chain.until(lambda: len(sender._window) == 2 and set(sender._failures.values()) >= {2})
         known = len(session.published)
         for _ in range(50):
             sender.wake()
             await asyncio.sleep(0)
         assert len(session.published) == known < 6 * 3
         session.declines = False
-        waiting = sorted(sender._in_flight)
+        waiting = sorted(sender._window)
         for number in waiting:
             sender._give_back(number)  # its time has come
         await chain.until(lambda: len(session.published) == known + 2)
@@ -451,7 +491,7 @@ async def test_of_rows_that_fail_together_only_the_first_is_blamed(chain: Any) -
                 answer.set_exception(UnavailableError("lost"))
         await chain.until(lambda: len(session.published) == 8 + 3)
         assert sender._failures == {1: 2}
-        assert sender._in_flight == {1, 2, 3, 4}
+        assert set(sender._window) == {1, 2, 3, 4}
 
 
 async def test_a_row_that_got_through_has_no_failures_to_its_name(chain: Any) -> None:
@@ -463,5 +503,5 @@ async def test_a_row_that_got_through_has_no_failures_to_its_name(chain: Any) ->
         await chain.until(lambda: len(session.published) == 2)
         assert sender._failures == {1: 1}
         session.published[1][1].set_result(None)
-        await chain.until(lambda: not sender._in_flight)
+        await chain.until(lambda: not sender._window)
         assert sender._failures == {}
