@@ -15,6 +15,7 @@ from functools import partial
 from types import MappingProxyType
 
 import msgspec
+import numpy as np
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_base, wait_random_exponential
 
@@ -36,16 +37,19 @@ from gateway.devices.base import (
 from gateway.devices.registry import Driver
 from gateway.errors import RefusedError, UnavailableError, WardlinkError
 from gateway.links.base import Chunk, Link
-from gateway.samples import NS_PER_S, LossRecord, SampleBlock
+from gateway.samples import ACCELERATION, EEG, NS_PER_S, QUALITY, LossRecord, SampleBlock
 from gateway.settings import Device
+from gateway.signal.electrodes import Electrode, MotionWatch
 from gateway.signal.features import Features
 from gateway.state_assembly import Emit
-from gateway.wire.messages import DeviceMeta, SignalMeta
+from gateway.wire.messages import DeviceMeta, ElectrodeMeta, SignalMeta
 
 log = logging.getLogger(__name__)
 
 BACKOFF_S_MAX = 3.0
 """Longest pause between two attempts: whoever plugs a device in is not kept waiting."""
+ELECTRODES_TOLD_S = 10.0
+"""Between two messages of how the electrodes are: a loose one may change with every second."""
 STEADY_S = 10.0
 """A connection that gave data for so long was a good one: the next failure starts the back-off anew."""
 
@@ -112,6 +116,8 @@ class Acquisition:
         self._host = host
         self._outputs = outputs
         self._newest_ns: dict[str, int] = {}
+        self._segment: Segment | None = None
+        self._electrodes_told_ns: int | None = None
         self._wait = wait or wait_random_exponential(multiplier=0.25, max=BACKOFF_S_MAX)
         signals = [
             SignalMeta(signal=spec.signal, channels=list(spec.channels), units=list(spec.units), rate_hz=spec.rate_hz)
@@ -125,6 +131,11 @@ class Acquisition:
     def since(self) -> str:
         """When the last change of its condition was: UTC, ISO 8601, by the host's clock as it is set now."""
         return utc_text(self._host.utc_ns(self.condition.since_ns))
+
+    @property
+    def electrodes(self) -> dict[str, Electrode]:
+        """How each electrode is now, by name; empty for a device that has none, or that is not read at the moment."""
+        return {} if self._segment is None else self._segment.electrodes
 
     async def run(self) -> None:
         """Connect, read, and connect again, until cancelled or until the source says that it has no more."""
@@ -171,6 +182,7 @@ class Acquisition:
             self.device, decoder, self.condition.segments, self._host, self._outputs, self._emit, self._newest_ns
         )
         self.condition.segments += 1
+        self._segment = segment
         self._change(State.STARTING, "link is open")
         try:
             await self._handle(decoder.start(), link, segment)
@@ -190,6 +202,7 @@ class Acquisition:
                 f"no data from {link.name} for {timeout_s:g} s", hint="is the device on, charged and in reach?"
             ) from None
         finally:
+            self._segment = None
             for event in finish(decoder):
                 if isinstance(event, Samples | Missing | Reading):
                     segment.take(event)
@@ -211,6 +224,7 @@ class Acquisition:
                 case _:
                     segment.take(event)
         segment.flush_readings()
+        self._tell_electrodes(segment)
         return any(isinstance(event, Samples | Reading | NoValue) for event in events)
 
     def _emit(self, content: SampleBlock | LossRecord) -> None:
@@ -224,6 +238,23 @@ class Acquisition:
         }
         self._birth = msgspec.structs.replace(self._birth, **known)
         self._outputs.announce(self._birth)
+
+    def _tell_electrodes(self, segment: Segment) -> None:
+        """Announce how the electrodes are, when it changed and was not announced a moment ago."""
+        now_ns = time.monotonic_ns()
+        if self._electrodes_told_ns is not None and now_ns - self._electrodes_told_ns < ELECTRODES_TOLD_S * NS_PER_S:
+            return
+        judged = segment.electrodes
+        told = {each.name: each.state for each in self._birth.electrodes or ()}
+        states = {name: each.state for name, each in judged.items()}
+        if told == states or not any(each.is_judged for each in judged.values()):
+            return
+        self._electrodes_told_ns = now_ns
+        electrodes = [ElectrodeMeta(name, each.state, each.reason) for name, each in judged.items()]
+        self._birth = msgspec.structs.replace(self._birth, electrodes=electrodes)
+        self._outputs.announce(self._birth)
+        bad = [f"{name} {each.state} ({each.reason})" for name, each in judged.items() if not each.is_usable]
+        log.info("%s: electrodes: %s", self.device.serial, ", ".join(bad) or "all ok")
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -270,8 +301,12 @@ class Segment:
     ) -> None:
         """`newest_ns`: newest time (UTC) of each signal so far, behind which all of this segment lies."""
         self._raw: dict[str, RawAssembler] = {}
+        self._motion: MotionWatch | None = None
         self._readings: dict[str, ReadingAssembler] = {}
         self._together: dict[str, list[Reading]] = {}
+        for spec in decoder.signals:
+            if spec.signal == ACCELERATION and spec.rate_hz is not None and set(spec.units) == {"[g]"}:
+                self._motion = MotionWatch(spec.rate_hz)
         for spec in decoder.signals:
             if spec.rate_hz is None:
                 self._readings[spec.signal] = ReadingAssembler(
@@ -288,14 +323,23 @@ class Segment:
                 brain_state=device.brain_state,
                 on_state=partial(outputs.on_state, device),
                 after_ns=newest_ns,
+                motion=self._motion,
             )
+
+    @property
+    def electrodes(self) -> dict[str, Electrode]:
+        """How each electrode is now, by name."""
+        return self._raw[EEG].electrodes if EEG in self._raw else {}
 
     def take(self, event: Samples | Missing | Reading) -> None:
         """Put one event where it belongs."""
         if isinstance(event, Reading):
             self._together.setdefault(event.signal, []).append(event)
-        else:
-            self._raw[event.signal].take(event)
+            return
+        if self._motion is not None and isinstance(event, Samples) and event.signal == ACCELERATION:
+            axes = [column * event.scales.get(name, 1.0) for name, column in event.columns.items() if name != QUALITY]
+            self._motion.push(np.stack(axes, axis=1, dtype=np.float64), event.arrival_ns)
+        self._raw[event.signal].take(event)
 
     def flush_readings(self) -> None:
         """What came in one chunk belongs together."""

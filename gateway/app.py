@@ -254,6 +254,9 @@ def _device_status(acquisition: Acquisition) -> status.DeviceStatus:
         since=acquisition.since,
         segments=condition.segments,
         rejected_bytes=condition.rejected_bytes,
+        electrodes=[
+            status.ElectrodeStatus(name, each.state.value, each.reason) for name, each in acquisition.electrodes.items()
+        ],
     )
 
 

@@ -1,4 +1,5 @@
-"""From a decoder's events to blocks with times: the time axis, the blocks of a second, the losses, the readings.
+"""From a decoder's events to blocks with times: the time axis, the blocks of a second with their quality, the losses,
+the readings.
 
 Pure but for the clocks that it is given. One assembler lives as long as one connection to a device: a segment.
 """
@@ -26,6 +27,7 @@ from gateway.samples import (
     LossRecord,
     SampleBlock,
 )
+from gateway.signal.electrodes import Electrode, ElectrodeWatch, MotionWatch
 from gateway.signal.features import Features
 from gateway.signal.quality import COUNTS_24_BIT, quality_bits, railed, unusable
 from gateway.state_assembly import Emit, StateAssembler
@@ -47,7 +49,12 @@ def nothing(_state: Features) -> None:
 
 
 class RawAssembler:
-    """Samples of a signal with a fixed rate: raw blocks of a second, and for EEG the brain state at 5 Hz."""
+    """Samples of a signal with a fixed rate: raw blocks of a second, and for EEG the brain state at 5 Hz.
+
+    Electrodes are judged as the samples come: what is not usable has its bit in `quality`, and no part in the features.
+    A radio loss is recorded for what would have been stored: for the raw samples, or where these are not sent for the
+    brain states that it cost.
+    """
 
     def __init__(
         self,
@@ -61,8 +68,12 @@ class RawAssembler:
         brain_state: bool = False,
         on_state: Callable[[Features], None] = nothing,
         after_ns: Mapping[str, int] = NOT_YET,
+        motion: MotionWatch | None = None,
     ) -> None:
-        """`after_ns`: newest time (UTC) of each signal in the segment before, behind which this one must lie."""
+        """`after_ns`: newest time (UTC) of each signal in the segment before, behind which this one must lie.
+
+        `motion`: the device's accelerometer, where it has one.
+        """
         assert spec.rate_hz is not None
         self._device = device
         self._spec = spec
@@ -76,15 +87,26 @@ class RawAssembler:
         self._held: list[Samples | Missing] = []
         self._line: TimeLine | None = None
         self._parts: list[Samples] = []
+        self._bad: list[NDArray[np.bool_]] = []
+        """For each part: bool (n, channels), not usable by what was known when it came."""
         self._count = 0
         self._placed_through: int | None = None
         """The newest sample that has a time."""
         self._steps_seen = host.steps
+        self._motion = motion
+        self._watch = ElectrodeWatch(spec.rate_hz, len(spec.channels)) if spec.signal == EEG else None
         self._states = (
-            StateAssembler(device, segment, spec, host, emit, on_state, after_ns.get(BRAIN_STATE))
+            StateAssembler(
+                device, segment, spec, host, emit, on_state, after_ns.get(BRAIN_STATE), records_losses=not raw
+            )
             if brain_state and spec.signal == EEG
             else None
         )
+
+    @property
+    def electrodes(self) -> dict[str, Electrode]:
+        """How each electrode is now, by name; empty for what is no EEG."""
+        return {} if self._watch is None else dict(zip(self._spec.channels, self._watch.electrodes, strict=True))
 
     def take(self, event: Samples | Missing) -> None:
         """Take the next event of the signal, in order."""
@@ -105,7 +127,7 @@ class RawAssembler:
             self._place(event)
         self._close_block()
         if self._states:
-            self._states.flush()
+            self._states.finish()
 
     def _place(self, event: Samples | Missing) -> None:
         if isinstance(event, Missing):
@@ -114,6 +136,7 @@ class RawAssembler:
         if self._host.steps != self._steps_seen:
             self._steps_seen = self._host.steps
             if self._states:
+                self._states.finish()
                 self._states.interrupt()
         start = 0
         while start < len(event):
@@ -123,11 +146,22 @@ class RawAssembler:
             self._parts.append(part)
             self._count += stop - start
             self._placed_through = event.index + stop - 1
-            if self._states:
-                self._states.push(part.index, _physical(part, self._spec), _unusable(part, self._spec), line)
+            self._judge(part, line)
             if self._count >= self._block_samples:
                 self._close_block()
             start = stop
+
+    def _judge(self, part: Samples, line: TimeLine) -> None:
+        at_the_ends, left_out = _railed(part, self._spec), _left_out(part, self._spec)
+        if self._watch is None:
+            self._bad.append(at_the_ends | left_out)
+            return
+        uv = _physical(part, self._spec)
+        motion_g = 0.0 if self._motion is None else self._motion.motion_g(part.arrival_ns)
+        bad = self._watch.push(uv, at_the_ends, left_out, motion_g)
+        self._bad.append(bad)
+        if self._states:
+            self._states.push(part.index, uv, bad, line)
 
     def _begin_block(self, index: int) -> TimeLine:
         self._line = self._clock.line_from(index, self._placed_through)
@@ -137,6 +171,7 @@ class RawAssembler:
 
     def _close_block(self) -> None:
         parts, self._parts, self._count = self._parts, [], 0
+        bad, self._bad = self._bad, []
         line, self._line = self._line, None
         if not parts or line is None or not self._raw:
             return
@@ -144,7 +179,7 @@ class RawAssembler:
         count = parts[-1].index + len(parts[-1]) - first
         names = self._spec.channels
         columns: dict[str, Column] = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
-        columns[QUALITY] = np.concatenate([quality_bits(_unusable(part, self._spec)) for part in parts])
+        columns[QUALITY] = quality_bits(np.concatenate(bad) if self._watch is None else self._watch.marked(count))
         start_ns = self._host.utc_ns(line.at(first))
         times_ns = start_ns + line.period_ns * np.arange(count, dtype=np.int64)
         stamp = self._host.stamp
@@ -158,8 +193,12 @@ class RawAssembler:
         if line is None and self._clock.observed:
             line = self._clock.line_from(event.index, self._placed_through)
         self._close_block()
+        if self._watch:
+            self._watch.miss(event.count)
         if self._states:
-            self._states.interrupt()
+            self._states.interrupt(lost=True)
+        if not self._raw:
+            return
         if line is None:  # nothing ever arrived that could tell when it was
             first_ns = last_ns = self._host.now_ns()
         else:
@@ -213,16 +252,17 @@ def _physical(part: Samples, spec: SignalSpec) -> NDArray[np.float64]:
     return np.stack(columns, axis=1)
 
 
-def _unusable(part: Samples, spec: SignalSpec) -> NDArray[np.bool_]:
-    """Bool (n, channels): what the decoder says is not usable, and what stands at an end of the converter's range.
-
-    Physical values have no rails that could be seen.
-    """
+def _railed(part: Samples, spec: SignalSpec) -> NDArray[np.bool_]:
+    """Bool (n, channels): what stands at an end of the converter's range. Physical values have none to be seen."""
     channels = [part.columns[name] for name in spec.channels]
-    bad = np.zeros((len(part), len(channels)), dtype=np.bool_)
-    if all(np.issubdtype(column.dtype, np.integer) for column in channels):
-        counts = np.stack([column.astype(np.int64, copy=False) for column in channels], axis=1)
-        bad = railed(counts, spec.full_scale or COUNTS_24_BIT)
-    if QUALITY in part.columns:
-        bad |= unusable(part.columns[QUALITY].astype(np.int64), len(channels))
-    return bad
+    if not all(np.issubdtype(column.dtype, np.integer) for column in channels):
+        return np.zeros((len(part), len(channels)), dtype=np.bool_)
+    counts = np.stack([column.astype(np.int64, copy=False) for column in channels], axis=1)
+    return railed(counts, spec.full_scale or COUNTS_24_BIT)
+
+
+def _left_out(part: Samples, spec: SignalSpec) -> NDArray[np.bool_]:
+    """Bool (n, channels): what the decoder says is no sample."""
+    if QUALITY not in part.columns:
+        return np.zeros((len(part), len(spec.channels)), dtype=np.bool_)
+    return unusable(part.columns[QUALITY].astype(np.int64), len(spec.channels))

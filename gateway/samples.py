@@ -19,6 +19,7 @@ NS_PER_S = 1_000_000_000
 EEG = "eeg"
 BRAIN_STATE = "brain_state"
 VITAL_SIGNS = "vital_signs"
+ACCELERATION = "acceleration"
 LOSS = "loss"
 """Not a signal of a device: the sequence in which a device's loss records travel."""
 
@@ -32,6 +33,20 @@ QUALITY = "quality"
 """Integer field of raw signals. Bit k set: the sample of electrode k (in the order of the block's channels)
 is not usable. 0: all are good. Up to 63 electrodes; those beyond have no bit."""
 QUALITY_BITS = 63
+
+
+class ElectrodeState(StrEnum):
+    """How an electrode is (judged in `gateway.signal.electrodes`)."""
+
+    OK = "ok"
+    NOISY = "noisy"
+    """Drowned in mains, moved, or too large to be EEG."""
+    RAILED = "railed"
+    """At the end of the converter's range."""
+    OFF = "off"
+    """Not on the skin: flat, or nothing but what an open input hears."""
+    UNKNOWN = "unknown"
+    """There is no whole second yet."""
 
 
 class ClockState(StrEnum):

@@ -23,6 +23,7 @@ from gateway.samples import (
     ClockStamp,
     ClockState,
     Column,
+    LossCause,
     LossRecord,
     SampleBlock,
 )
@@ -52,7 +53,13 @@ class StateAssembler:
         emit: Emit,
         on_state: Callable[[Features], None],
         after_ns: int | None = None,
+        *,
+        records_losses: bool = False,
     ) -> None:
+        """`records_losses`: say which grid points have no state because samples were lost on the radio.
+
+        For a device whose raw samples are not sent: else their own loss record says it.
+        """
         assert spec.rate_hz is not None
         self._device = device
         self._segment = segment
@@ -66,6 +73,11 @@ class StateAssembler:
         """Grid point of the next state, UTC."""
         self._after_ns = after_ns
         """Grid point that a state already has."""
+        self._records_losses = records_losses
+        self._given = False
+        """There was a state in this segment."""
+        self._lost_from_ns: int | None = None
+        """First grid point that has no state because of a loss, until the next one that has."""
         self._line_error_ns = 0
         self._times: list[int] = []
         self._rows: list[tuple[float, ...]] = []
@@ -92,11 +104,18 @@ class StateAssembler:
             if done < len(uv):
                 self._step()
 
-    def interrupt(self) -> None:
-        """The stream is broken here: nothing is joined across."""
+    def interrupt(self, *, lost: bool = False) -> None:
+        """The stream is broken here, `lost`: by samples that did not come. Nothing is joined across."""
         self.flush()
+        if lost and self._records_losses and self._given and self._lost_from_ns is None:
+            self._lost_from_ns = self._due_ns
         self._engine.reset()
         self._due_ns = None
+
+    def finish(self) -> None:
+        """The connection is over, or the grid is another one from here: give out what is there."""
+        self.flush()
+        self._record_loss()
 
     def flush(self) -> None:
         """Give out the states that are there."""
@@ -113,6 +132,8 @@ class StateAssembler:
         assert self._due_ns is not None
         state = self._engine.step()
         if state is not None and not math.isnan(state.alpha):
+            self._record_loss()
+            self._given = True
             self._times.append(self._due_ns)
             self._rows.append(astuple(state))
             self._stamp = _worse(self._stamp, self._host.stamp, self._line_error_ns)
@@ -121,6 +142,15 @@ class StateAssembler:
         self._due_ns += BRAIN_STATE_PERIOD_NS
         if self._due_ns % NS_PER_S == 0:
             self.flush()
+
+    def _record_loss(self) -> None:
+        """Of the grid points from the first that a loss left without a state to the last one before the next."""
+        first_ns, self._lost_from_ns = self._lost_from_ns, None
+        if first_ns is None or self._due_ns is None or self._due_ns <= first_ns:
+            return
+        last_ns = self._due_ns - BRAIN_STATE_PERIOD_NS
+        count = (self._due_ns - first_ns) // BRAIN_STATE_PERIOD_NS
+        self._emit(LossRecord(self._device, BRAIN_STATE, LossCause.RADIO, first_ns, last_ns, count))
 
 
 def _worse(so_far: ClockStamp, host: ClockStamp, line_error_ns: int) -> ClockStamp:

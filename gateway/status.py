@@ -24,6 +24,15 @@ BYTES_MAX = 1 << 20
 REASON_CHARACTERS_MAX = 500
 
 
+class ElectrodeStatus(msgspec.Struct, frozen=True):
+    """One electrode of an EEG device."""
+
+    name: str
+    state: str
+    """ok, noisy, railed, off or unknown."""
+    reason: str
+
+
 class DeviceStatus(msgspec.Struct, frozen=True):
     """One configured device."""
 
@@ -39,6 +48,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     segments: int
     """Connections that were made since the gateway started."""
     rejected_bytes: int
+    electrodes: list[ElectrodeStatus] = msgspec.field(default_factory=list)
+    """Empty for a device that has none, or that gives no data now."""
 
 
 class OutboxStatus(msgspec.Struct, frozen=True):

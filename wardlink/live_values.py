@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gateway.acquisition import Acquisition, State
 from gateway.devices.base import SignalSpec
-from gateway.samples import BRAIN_STATE, EEG, NS_PER_S, QUALITY, LossRecord, SampleBlock
-from gateway.signal.electrodes import Electrode, ElectrodeState, electrode_states
+from gateway.samples import BRAIN_STATE, EEG, NS_PER_S, QUALITY, ElectrodeState, LossRecord, SampleBlock
+from gateway.signal.electrodes import Electrode
 from gateway.wire.messages import DeviceMeta
 from wardlink.terminal import harmless
 
@@ -40,11 +37,8 @@ class LiveValues:
 
     def __init__(self, signals: Sequence[SignalSpec]) -> None:
         self._units = {(spec.signal, name): spec.units[k] for spec in signals for k, name in enumerate(spec.channels)}
-        self._rated = {spec.signal: spec for spec in signals if spec.rate_hz is not None}
+        self._rated = {spec.signal for spec in signals if spec.rate_hz is not None}
         self._streams: dict[str, _Stream] = {}
-        self._second: tuple[int, NDArray[np.float64], NDArray[np.int64]] | None = None
-        """Segment, uV (n, channels) and quality (n,) of the newest second of EEG."""
-        self.electrodes: dict[str, Electrode] = {}
         self.facts: DeviceMeta | None = None
 
     @property
@@ -61,7 +55,6 @@ class LiveValues:
         stream = self._streams.setdefault(content.signal, _Stream())
         if isinstance(content, LossRecord):
             stream.lost += content.sample_count
-            self._second = None
             return
         stream.samples += len(content)
         for name in content.columns:
@@ -71,30 +64,15 @@ class LiveValues:
                 stream.values[name] = value
         if content.signal in self._rated and len(content) > 1:
             stream.rate_hz = (len(content) - 1) * NS_PER_S / (content.last_ns - content.first_ns)
-        if content.signal == EEG and EEG in self._rated:
-            self._judge(content, self._rated[EEG])
 
-    def _judge(self, block: SampleBlock, spec: SignalSpec) -> None:
-        uv = np.stack([block.physical(name) for name in spec.channels], axis=1)
-        quality = np.zeros(len(block), dtype=np.int64)
-        if QUALITY in block.columns:
-            quality = block.columns[QUALITY].astype(np.int64)
-        if self._second is not None and self._second[0] == block.segment:
-            uv = np.concatenate([self._second[1], uv])
-            quality = np.concatenate([self._second[2], quality])
-        kept = max(1, round(spec.rate_hz or 1.0))
-        uv, quality = uv[-kept:], quality[-kept:]
-        self._second = (block.segment, uv, quality)
-        self.electrodes = dict(zip(spec.channels, electrode_states(uv, quality, spec.rate_hz or 1.0), strict=True))
-
-    def rows(self) -> Iterator[tuple[str, str, str, str, str]]:
+    def rows(self, electrodes: Mapping[str, Electrode]) -> Iterator[tuple[str, str, str, str, str]]:
         """Signal, name, value with its unit, state, reason: electrodes first."""
-        for name, electrode in self.electrodes.items():
+        for name, electrode in electrodes.items():
             value = "" if math.isnan(electrode.rms_uv) else f"{electrode.rms_uv:.1f} uV rms"
             yield EEG, name, value, electrode.state.value, electrode.reason
         for signal, stream in self._streams.items():
             for name, number in stream.values.items():
-                if signal != EEG or name not in self.electrodes:
+                if signal != EEG or name not in electrodes:
                     unit = self._units.get((signal, name), "")
                     yield signal, name, f"{_number(number, signal)} {unit}".rstrip(), "", ""
 
@@ -120,7 +98,7 @@ def plain_line(acquisition: Acquisition, values: LiveValues) -> str:
     if acquisition.condition.state is not State.STREAMING:
         return _condition(acquisition)
     shown = [_condition(acquisition), *values.rates()]
-    for signal, name, value, state, reason in values.rows():
+    for signal, name, value, state, reason in values.rows(acquisition.electrodes):
         of = f"{name} " if signal == EEG else f"{signal}.{name} "
         shown.append(of + " ".join(part for part in (state, f"({reason})" if reason else "", value) if part))
     shown.extend(values.device())
@@ -139,7 +117,7 @@ def table(acquisition: Acquisition, values: LiveValues) -> RenderableType:
     shown = Table()
     for column in ("signal", "name", "value", "state", "reason"):
         shown.add_column(column)
-    for signal, name, value, state, reason in values.rows():
+    for signal, name, value, state, reason in values.rows(acquisition.electrodes):
         colour = _COLOURS.get(ElectrodeState(state), _BAD) if state else ""
         shown.add_row(signal, Text(name), value, Text(state, style=colour), Text(reason))
     return Group(head, shown, Text("Ctrl-C ends it", style="dim"))

@@ -9,7 +9,8 @@ import msgspec
 
 from gateway import settings, status
 from gateway.errors import EXIT_FAILURE, EXIT_OK, UnavailableError
-from wardlink.terminal import show_rows
+from gateway.samples import ElectrodeState
+from wardlink.terminal import harmless, show_rows
 
 RUN_HINT = "systemctl status wardlink-gateway; journalctl -u wardlink-gateway"
 COLUMNS = ("serial", "driver", "state", "since", "segments", "rejected_bytes", "reason")
@@ -32,6 +33,9 @@ def show(config: Path, *, as_json: bool) -> int:
     if not fresh:
         rows = [row | {"state": f"was {row['state']}"} for row in rows]
     show_rows(COLUMNS, rows, as_json=False)
+    for device in found.devices:
+        if device.electrodes:
+            print(f"{device.serial} electrodes: {_electrodes(device.electrodes)}")
     outbox, broker = found.outbox, found.broker
     print(f"outbox: {outbox.rows} blocks, {outbox.bytes} bytes wait for their receipt")
     if outbox.problem:
@@ -39,6 +43,17 @@ def show(config: Path, *, as_json: bool) -> int:
     print(f"broker: {'connected' if broker.connected else f'away: {broker.last_error}'}")
     print("; ".join(f"{part}: {name}" for part, name in found.implementations.items()))
     return EXIT_OK if fresh else EXIT_FAILURE
+
+
+def _electrodes(electrodes: list[status.ElectrodeStatus]) -> str:
+    """How many are ok, and what is wrong with the others."""
+    ok = sum(1 for each in electrodes if each.state == ElectrodeState.OK)
+    bad = [
+        f"{each.name} {each.state}" + (f" ({each.reason})" if each.reason else "")
+        for each in electrodes
+        if each.state != ElectrodeState.OK
+    ]
+    return harmless("; ".join([f"{ok} of {len(electrodes)} ok", *bad]))
 
 
 def _headline(found: status.GatewayStatus, age_s: float, *, fresh: bool) -> str:

@@ -17,9 +17,8 @@ from gateway.devices import tables
 from gateway.devices.base import Event, Facts, Missing, Rejected, SignalSpec, Streaming
 from gateway.errors import ConfigError
 from gateway.links.base import Chunk
-from gateway.samples import EEG
+from gateway.samples import ACCELERATION, EEG
 
-ACCELERATION = "acceleration"
 COUNTERS = {-1: (256, 1), 0: (256, 1), 2: (256, 2)}
 """Board -> period and step of its counter: synthetic, Cyton, Cyton with Daisy (BrainFlow gives every second number)."""
 ROWS_MAX = 1024

@@ -22,7 +22,6 @@ from gateway.devices.cyton_packets import (
     microvolts_per_count,
 )
 from gateway.devices.cyton_signals import (
-    ACCELERATION,
     DAISY_CHANNELS,
     AccelerationTrack,
     AuxTrack,
@@ -35,7 +34,7 @@ from gateway.devices.cyton_start import RESET_TEXT, TEXT_BYTES_MAX, TEXT_END, St
 from gateway.devices.lateness import HiddenLoss
 from gateway.errors import ConfigError, DeviceError
 from gateway.links.base import Chunk
-from gateway.samples import EEG, NS_PER_S
+from gateway.samples import ACCELERATION, EEG, NS_PER_S
 
 CHANNEL_COUNT = CHANNELS_PER_PACKET
 DEFAULT_ELECTRODES = ("Fp1", "Fp2", "C3", "C4", "P7", "P8", "O1", "O2")

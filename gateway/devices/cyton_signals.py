@@ -23,9 +23,8 @@ from gateway.devices.cyton_packets import (
     auxiliary,
     channel_counts,
 )
-from gateway.samples import QUALITY, Column
+from gateway.samples import ACCELERATION, QUALITY, Column
 
-ACCELERATION = "acceleration"
 AUX = "aux"
 
 DAISY_CHANNELS = 2 * CHANNELS_PER_PACKET

@@ -20,7 +20,7 @@ from gateway.devices.muse_packets import GroupedStream
 from gateway.devices.packets import MUSE_BYTES, MUSE_MIDDLE, muse_counts
 from gateway.errors import ConfigError
 from gateway.links.base import Chunk
-from gateway.samples import EEG
+from gateway.samples import ACCELERATION, EEG
 
 ELECTRODES = ("TP9", "AF7", "AF8", "TP10")
 AUX = "AUX"
@@ -35,7 +35,6 @@ PPG_UUIDS = tuple(uuid_of(short) for short in (0x000F, 0x0010, 0x0011))
 """Ambient, infrared, red."""
 
 PPG = "ppg"
-ACCELERATION = "acceleration"
 GYRO = "gyro"
 
 PACKET_BYTES = MUSE_BYTES

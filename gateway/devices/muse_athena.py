@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from gateway.devices.base import Event, Facts, Missing, Rejected, Samples, SignalSpec
 from gateway.devices.muse import (
-    ACCELERATION,
     ACCELERATION_G_PER_COUNT,
     EEG_RATE_HZ,
     ELECTRODES,
@@ -29,7 +28,7 @@ from gateway.devices.muse_packets import WINDOW, PacketCounter, Strangers
 from gateway.devices.packets import little_values
 from gateway.errors import ConfigError
 from gateway.links.base import Chunk
-from gateway.samples import EEG, NS_PER_S
+from gateway.samples import ACCELERATION, EEG, NS_PER_S
 
 DATA_UUIDS = (uuid_of(0x0013), uuid_of(0x0014))
 AUX_ELECTRODES = ("AUX1", "AUX2", "AUX3", "AUX4")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway.samples import ElectrodeState
 from gateway.wire.topics import NAME_PATTERN, NAME_RULE, VERSION
 
 SAMPLES_MAX = 4096
@@ -298,6 +299,17 @@ class SignalMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ) = None
 
 
+class ElectrodeMeta(Struct, frozen=True, omit_defaults=True):
+    """How one electrode is."""
+
+    name: Name
+    state: Annotated[
+        ElectrodeState,
+        Meta(description="noisy: drowned in mains, moved or too large; railed: at the end of the range; off: no skin"),
+    ]
+    reason: Text = ""
+
+
 class DeviceMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Retained birth of a device: what it is, and how it is now."""
 
@@ -310,3 +322,6 @@ class DeviceMeta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: Text | None = None
     firmware: Text | None = None
     battery_pct: Annotated[float, Meta(ge=0, le=100)] | None = None
+    electrodes: (
+        Annotated[list[ElectrodeMeta], Meta(max_length=CHANNELS_MAX, description="as judged last, in order")] | None
+    ) = None

@@ -19,6 +19,7 @@ import pytest_asyncio
 from tenacity import RetryCallState, wait_none
 from tenacity.wait import wait_base
 
+from gateway import acquisition
 from gateway.acquisition import BACKOFF_S_MAX, Acquisition, Outputs, State
 from gateway.clock import HostClock
 from gateway.devices.base import Event, Reading, SignalSpec
@@ -28,7 +29,7 @@ from gateway.errors import UnavailableError
 from gateway.links.base import Chunk, Link
 from gateway.links.serial_port import SerialLink
 from gateway.reach import link_maker
-from gateway.samples import BRAIN_STATE, EEG, VITAL_SIGNS, LossRecord, SampleBlock
+from gateway.samples import BRAIN_STATE, EEG, VITAL_SIGNS, ElectrodeState, LossRecord, SampleBlock
 from gateway.settings import Device
 from gateway.signal.features import Features
 from gateway.virtual.bluetoothctl import bluetoothctl_stub
@@ -38,7 +39,7 @@ from gateway.virtual.dbus_daemon import DbusDaemon
 from gateway.virtual.recordings import Recording
 from gateway.virtual.serial_line import VirtualSerialLine
 from gateway.virtual.strap import HeartRateStrap
-from gateway.wire.messages import DeviceMeta
+from gateway.wire.messages import DeviceMeta, ElectrodeMeta
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -254,6 +255,34 @@ async def test_a_cyton_streams_and_says_what_it_is(start: Start) -> None:
     await until(lambda: bool(reader.cloud.blocks(BRAIN_STATE)))
     assert reader.cloud.states[0][0] is reader.acquisition.device
     assert reader.acquisition.condition.rejected_bytes == 0
+
+
+async def test_how_the_electrodes_are_is_told_and_told_again_when_it_changes(
+    start: Start, plug: Plug, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second channel of the recording is as EEG; those behind it are flat."""
+    caplog.set_level(logging.INFO)
+    reader = start()
+    assert reader.acquisition.electrodes == {}
+    await until(lambda: any(birth.electrodes for birth in reader.cloud.births))
+    told = {each.name: each for each in reader.cloud.births[-1].electrodes or ()}
+    assert told["Fp2"] == ElectrodeMeta("Fp2", ElectrodeState.OK)
+    assert told["C3"] == ElectrodeMeta("C3", ElectrodeState.OFF, "flat: always the same value")
+    assert told["C3"].state is reader.acquisition.electrodes["C3"].state
+    assert "CYTON-1: electrodes: C3 off (flat: always the same value), " in caplog.text
+    births = len(reader.cloud.births)
+    plug.firmware.recording = Recording(
+        plug.firmware.recording.channel_names, 250.0, np.roll(plug.firmware.recording.uv, 1, axis=1)
+    )
+    plug.firmware._counts = plug.firmware._digitised()
+    await until(lambda: reader.acquisition.electrodes["C3"].state is ElectrodeState.OK)
+    assert len(reader.cloud.births) == births, "not twice within ten seconds"
+    monkeypatch.setattr(acquisition, "ELECTRODES_TOLD_S", 0.0)
+    await until(lambda: len(reader.cloud.births) > births)
+    states = {each.name: each.state for each in reader.cloud.births[-1].electrodes or ()}
+    assert states["C3"] is ElectrodeState.OK
+    await reader.end()
+    assert reader.acquisition.electrodes == {}
 
 
 async def test_the_end_gives_out_what_is_there(start: Start, plug: Plug) -> None:

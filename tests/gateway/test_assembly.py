@@ -27,10 +27,12 @@ from gateway.samples import (
     QUALITY,
     VITAL_SIGNS,
     ClockState,
+    ElectrodeState,
     LossCause,
     LossRecord,
     SampleBlock,
 )
+from gateway.signal.electrodes import MotionWatch
 from gateway.signal.features import FeatureEngine, Features
 
 MS = 1_000_000
@@ -79,6 +81,10 @@ def noise(count: int, seed: int = 1) -> NDArray[np.int32]:
     random = np.random.default_rng(seed)
     common = random.normal(0, 400, count).cumsum()[:, np.newaxis] * 0.05
     return np.rint(common + random.normal(0, 500, (count, 3))).astype(np.int32)
+
+
+def hum(count: int, hz: float, amplitude: float) -> NDArray[np.int32]:
+    return np.rint(amplitude * np.sin(2 * np.pi * hz * np.arange(count) / 250)).astype(np.int32)
 
 
 def samples(counts: NDArray[np.int32], start: int, stop: int, arrival_ns: int) -> Samples:
@@ -203,10 +209,51 @@ def test_railed_samples_are_marked_sample_by_sample_and_electrode_by_electrode()
 
 def test_the_converters_own_full_scale_counts() -> None:
     spec = SignalSpec(EEG, 250.0, CHANNELS, ("uV",) * 3, full_scale=(-100, 100))
-    counts = np.zeros((300, 3), dtype=np.int32)
+    counts = np.clip(noise(300), -98, 98)
     counts[7, 1], counts[8, 1], counts[9, 1] = 99, 100, -100
     quality = run(bursts(counts), spec=spec).column(EEG, QUALITY)
     assert np.flatnonzero(quality).tolist() == [8, 9]
+
+
+def test_a_bad_electrode_has_its_bit_in_every_second_that_shows_it() -> None:
+    """Flat from sample 1,300 on: seen by the second that ends at 1,550, when the block up to 1,500 is given out."""
+    counts = noise(2_500)
+    counts[1_300:, 1] = 77
+    counts[:, 2] = hum(2_500, 60.0, 4_000)
+    quality = run(bursts(counts)).column(EEG, QUALITY).astype(int)
+    assert np.flatnonzero(quality & 1).tolist() == []
+    assert np.flatnonzero(quality & 2).tolist() == list(range(1_500, 2_500))
+    assert (quality & 4).all(), "also the first second, which is given out after it was judged"
+
+
+def test_the_states_of_the_electrodes_are_told_by_name() -> None:
+    counts = noise(600)
+    counts[:, 1] = 5
+    output = Output()
+    taking = assembler(output, Machine().clock())
+    assert {each.state for each in taking.electrodes.values()} == {ElectrodeState.UNKNOWN}
+    for event in bursts(counts):
+        taking.take(event)
+    assert {name: each.state.value for name, each in taking.electrodes.items()} == {"C3": "ok", "C4": "off", "O1": "ok"}
+    ppg = assembler(output, Machine().clock(), SignalSpec("ppg", 64.0, ("red",), ("1",)))
+    assert ppg.electrodes == {}
+
+
+@pytest.mark.parametrize(("shaken_g", "bits"), [(0.3, 0b111), (0.05, 0)])
+def test_movement_marks_every_electrode(shaken_g: float, bits: int) -> None:
+    motion = MotionWatch(25.0)
+    quality = []
+    for shaken in (False, True):
+        output = Output()
+        taking = assembler(output, Machine().clock(), motion=motion)
+        axis = np.where(np.arange(50) % 2, shaken_g, -shaken_g) if shaken else np.zeros(50)
+        motion.push(np.stack([axis, np.zeros(50), np.ones(50)], axis=1), 0)
+        for event in bursts(noise(500)):
+            taking.take(event)
+        taking.finish()
+        quality.append(output.column(EEG, QUALITY).astype(int)[:250])
+    assert set(quality[0]) == {0}
+    assert set(quality[1]) == {bits}
 
 
 def test_physical_values_have_no_rails() -> None:
@@ -377,6 +424,14 @@ def test_railed_electrodes_are_left_out_of_the_features() -> None:
     assert rows(output)[-1][2] == pytest.approx(rows(without)[-1][2], rel=0.5)
 
 
+def test_an_electrode_drowned_in_mains_is_left_out_of_the_features() -> None:
+    counts, drowned = noise(3_000), noise(3_000)
+    drowned[:, 1] += hum(3_000, 50.0, 20_000)
+    without = run(bursts(counts[:, [0, 2, 2]]), spec=SignalSpec(EEG, 250.0, CHANNELS[:2], ("uV",) * 2))
+    assert_same_states(rows(run(bursts(drowned)))[10:], rows(without)[10:])
+    assert np.nanmax(np.abs(rows(run(bursts(counts)))[10:] - rows(without)[10:])) > 0.01, "it would have counted"
+
+
 def test_where_nothing_is_usable_there_is_no_state_and_no_block_spans_the_hole() -> None:
     counts = noise(3_000)
     counts[1_000:1_013, :] = RAIL
@@ -387,6 +442,34 @@ def test_where_nothing_is_usable_there_is_no_state_and_no_block_spans_the_hole()
     for block in output.blocks(BRAIN_STATE):
         assert np.all(np.diff(block.times_ns) == BRAIN_STATE_PERIOD_NS)
     assert len(output.times(EEG)) == 3_000
+
+
+def test_where_raw_samples_are_not_sent_a_loss_is_what_it_cost_the_states() -> None:
+    """Every grid point from the first state to the last is either a state or in a loss record, and none is in both."""
+    gaps = [range(100, 103), range(1_503, 1_504), range(1_600, 1_610), range(2_500, 2_530)]
+    output = run(bursts(noise(4_000), lost=gaps), raw=False)
+    assert output.blocks(EEG) == []
+    assert {(loss.signal, loss.cause) for loss in output.losses} == {(BRAIN_STATE, LossCause.RADIO)}
+    assert len(output.losses) == 2, "the second of the three came before there was a state again"
+    times = output.times(BRAIN_STATE)
+    grid = range(int(times[0]), int(times[-1]) + 1, BRAIN_STATE_PERIOD_NS)
+    lost = [range(loss.first_ns, loss.last_ns + 1, BRAIN_STATE_PERIOD_NS) for loss in output.losses]
+    assert [len(each) for each in lost] == [loss.sample_count for loss in output.losses]
+    assert sorted([*times.tolist(), *(point for each in lost for point in each)]) == list(grid)
+    sent = run(bursts(noise(4_000), lost=gaps))
+    assert np.array_equal(sent.times(BRAIN_STATE), times)
+    assert {loss.signal for loss in sent.losses} == {EEG}
+
+
+def test_states_that_a_loss_cost_at_the_end_are_on_record_too() -> None:
+    output = run(bursts(noise(1_600), lost=[range(1_503, 1_504)]), raw=False)
+    (loss,) = output.losses
+    assert loss.first_ns == output.times(BRAIN_STATE)[-1] + BRAIN_STATE_PERIOD_NS
+    assert loss.last_ns + NS_PER_S // 2 <= Machine().offset + PERIOD_NS * 1_600
+
+
+def test_without_states_and_raw_samples_there_is_nothing_to_lose() -> None:
+    assert run(bursts(noise(1_600), lost=[range(1_503, 1_504)]), raw=False, brain_state=False).items == []
 
 
 @pytest.mark.parametrize("step_ns", [3_600 * NS_PER_S, 55 * 365 * 86_400 * NS_PER_S])

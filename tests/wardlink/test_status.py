@@ -21,7 +21,7 @@ from gateway.devices.registry import DRIVERS
 from gateway.errors import DamagedError, UnavailableError
 from gateway.links.base import Link
 from gateway.settings import Device
-from gateway.status import BrokerStatus, DeviceStatus, GatewayStatus, OutboxStatus
+from gateway.status import BrokerStatus, DeviceStatus, ElectrodeStatus, GatewayStatus, OutboxStatus
 from wardlink import cli
 
 pytestmark = pytest.mark.timeout(60)
@@ -71,6 +71,17 @@ def test_a_gateway_that_runs(config: Path, tmp_path: Path, capsys: pytest.Captur
     assert 3 <= found["age_s"] < DEADLINE_S
     assert found["devices"] == [msgspec.to_builtins(DEVICE)]
     assert found["outbox"] == {"rows": 5, "bytes": 1234, "problem": ""}
+
+
+def test_how_the_electrodes_are(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    electrodes = [ElectrodeStatus("Fp1", "ok", ""), ElectrodeStatus("C3", "off", "flat: always the same value")]
+    device = msgspec.structs.replace(DEVICE, electrodes=electrodes)
+    status.write(tmp_path / "state", msgspec.structs.replace(said(datetime.now(UTC)), devices=[device]))
+    code, out, _ = show(config, capsys)
+    assert code == 0
+    assert "CYTON-1 electrodes: 1 of 2 ok; C3 off (flat: always the same value)\n" in out
+    _, out, _ = show(config, capsys, "--json")
+    assert json.loads(out)["devices"][0]["electrodes"][1]["reason"] == "flat: always the same value"
 
 
 @pytest.mark.parametrize(

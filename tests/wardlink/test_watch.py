@@ -22,7 +22,18 @@ from numpy.typing import NDArray
 from gateway import status
 from gateway.devices.base import SignalSpec
 from gateway.links.serial_port import SerialLink
-from gateway.samples import EEG, QUALITY, VITAL_SIGNS, ClockStamp, ClockState, LossCause, LossRecord, SampleBlock
+from gateway.samples import (
+    EEG,
+    QUALITY,
+    VITAL_SIGNS,
+    ClockStamp,
+    ClockState,
+    ElectrodeState,
+    LossCause,
+    LossRecord,
+    SampleBlock,
+)
+from gateway.signal.electrodes import Electrode
 from gateway.status import BrokerStatus, DeviceStatus, GatewayStatus, OutboxStatus
 from gateway.virtual.bluetoothctl import bluetoothctl_stub
 from gateway.virtual.bluez import VirtualBlueZ
@@ -118,9 +129,9 @@ async def test_each_electrode_has_its_state_and_reason(config: Path, cyton: Virt
     for pattern in (
         r"^CYTON-1 streaming \| eeg 250\.\d Hz \| ",
         r"\| Fp1 ok \d+\.\d uV rms \|",
-        r"\| Fp2 flat \(always the same value\)",
+        r"\| Fp2 off \(flat: always the same value\)",
         r"\| C3 railed \(100 % of the samples at the end of the range\) \|",
-        r"\| C4 noisy \(50 Hz mains: \d\d % of the power\) \d+\.\d uV rms \|",
+        r"\| C4 noisy \(50 Hz mains: \d\d uV rms, \d\.\d uV in the other electrodes\) \d+\.\d uV rms \|",
         r"\| OpenBCI Cyton \| 3\.1\.2$",
     ):
         assert re.search(pattern, line), pattern
@@ -231,25 +242,19 @@ def block(start: int, uv: NDArray[np.float64], segment: int = 0) -> SampleBlock:
     return SampleBlock("D", EEG, times_ns, columns, TRUST, segment)
 
 
-def states(values: LiveValues) -> list[str]:
-    return [each.state.value for each in values.electrodes.values()]
-
-
-def test_the_newest_second_counts_and_none_is_joined_across_a_gap() -> None:
-    rng = np.random.default_rng(1)
+def test_electrodes_come_first_with_state_and_reason() -> None:
     values = LiveValues([SPEC])
-    values.take(block(0, np.stack([rng.normal(0, 10, 100), np.zeros(100)], axis=1)))
-    assert states(values) == ["ok", "flat"]
-    swapped = np.stack([np.zeros(60), rng.normal(0, 10, 60)], axis=1)
-    values.take(block(100, swapped))
-    assert states(values) == ["ok", "ok"], "40 samples of each are from before"
-    values.take(block(160, swapped[:40]))
-    assert states(values) == ["flat", "ok"]
-    values.take(block(500, swapped[:, ::-1], segment=1))
-    assert states(values) == ["ok", "flat"], "another connection"
+    random = np.random.default_rng(1)
+    values.take(block(0, random.normal(0, 10, (100, 2))))
     values.take(LossRecord("D", EEG, LossCause.RADIO, 6_000_000_000, 6_100_000_000, 11))
-    values.take(block(700, swapped, segment=1))
-    assert states(values) == ["flat", "ok"], "after a loss"
+    electrodes = {
+        "A": Electrode(ElectrodeState.OK, "", 12.34),
+        "B": Electrode(ElectrodeState.OFF, "flat: always the same value", 0.0),
+    }
+    assert list(values.rows(electrodes)) == [
+        (EEG, "A", "12.3 uV rms", "ok", ""),
+        (EEG, "B", "0.0 uV rms", "off", "flat: always the same value"),
+    ]
     assert values.rates() == ["eeg 100.0 Hz, 11 lost"]
 
 
@@ -261,5 +266,5 @@ def test_a_field_that_is_left_out_keeps_what_was_said_last() -> None:
     ):
         values.take(SampleBlock("D", VITAL_SIGNS, np.array([number], np.int64), columns, TRUST))
     assert values.heard
-    assert [row[1:3] for row in values.rows()] == [("heart_rate", "71 /min"), ("spo2", "97 %")]
+    assert [row[1:3] for row in values.rows({})] == [("heart_rate", "71 /min"), ("spo2", "97 %")]
     assert values.rates() == []

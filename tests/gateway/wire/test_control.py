@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import MalformedError, UnknownSchemaError, UnknownVersionError, WireError
+from gateway.samples import ElectrodeState
 from gateway.wire import control, schemas
 from gateway.wire.codec import PAYLOAD_BYTES_MAX
 from gateway.wire.control import ControlMessage
@@ -18,6 +19,7 @@ from gateway.wire.messages import (
     Clock,
     CommittedRanges,
     DeviceMeta,
+    ElectrodeMeta,
     Receipt,
     ReceiptRequest,
     SignalMeta,
@@ -96,6 +98,8 @@ metas = st.builds(
     model=st.none() | texts,
     firmware=st.none() | texts,
     battery_pct=st.none() | st.floats(0, 100),
+    electrodes=st.none()
+    | st.lists(st.builds(ElectrodeMeta, names, st.sampled_from(ElectrodeState), texts), max_size=3),
 )
 
 
@@ -187,6 +191,7 @@ SIGNAL = {"signal": "eeg", "channels": ["A", "B"], "units": ["uV", "uV"]}
         ({**META, "signals": [{**SIGNAL, "mdc": ["a", "b", "c"]}]}, DeviceMeta),
         ({**META, "signals": [SIGNAL] * 33}, DeviceMeta),
         ({**META, "signals": [], "battery_pct": 101}, DeviceMeta),
+        ({**META, "signals": [], "electrodes": [{"name": "C3", "state": "gone"}]}, DeviceMeta),
     ],
     ids=lambda value: str(value)[:70],
 )
