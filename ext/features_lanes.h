@@ -92,6 +92,29 @@ INLINE vf rotated(const float *row, int lanes)
     return *(const vf_anywhere *)(row + lanes);
 }
 
+/* log2 of 0 < x < inf to 1e-7; finite for 0. The polynomial is log2(1 + f) / f on sqrt(1/2)..sqrt(2), minimax. */
+INLINE vf log_2(vf x)
+{
+    vi bits = (vi)x - 0x3f3504f3; /* sqrt(1/2): the mantissa comes to lie around 1 */
+    vf exponent = __builtin_convertvector(bits >> 23, vf);
+    vf f = (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    vf y = f * -0.145744428f + 0.236890376f;
+    y = y * f - 0.250069052f;
+    y = y * f + 0.286707461f;
+    y = y * f - 0.360087216f;
+    y = y * f + 0.480939448f;
+    y = y * f - 0.721357167f;
+    y = y * f + 1.44269478f;
+    return exponent + f * y;
+}
+
+/* All pairs of channels, each at least once: group i against group j, turned by 0..LANES - 1 lanes (1..LANES / 2 for a
+ * group against itself; half a turn meets each pair twice). */
+static int pair_vectors(int groups)
+{
+    return groups * (groups - 1) / 2 * LANES + groups * (LANES / 2);
+}
+
 /* Memory is taken twice from an arena: once to measure it, once to lay it out. */
 typedef struct {
     char *base; /* NULL: only measure */
