@@ -160,38 +160,25 @@ inline char *put_shortest(char *to, int64_t value)
 inline uint64_t scaled(double magnitude, int decimals)
 {
     double product = magnitude * POWERS[decimals];
-    uint64_t whole = (uint64_t)(int64_t)product;
-    double fraction = product - (double)(int64_t)whole;
-    if (fraction == 0.5) { /* the product itself was rounded: what was cut off decides */
+    int64_t whole = std::llrint(product);
+    double rest = product - (double)whole;
+    if (__builtin_expect(std::fabs(rest) == 0.5, 0)) {
+        /* The product itself was rounded: what was cut off decides. */
         double cut = std::fma(magnitude, POWERS[decimals], -product);
-        return whole + (cut > 0 || (cut == 0 && whole % 2));
+        whole += (rest > 0 && cut > 0) - (rest < 0 && cut < 0);
     }
-    return whole + (fraction > 0.5);
+    return (uint64_t)whole;
 }
 
-/* A finite value; shortest form where it is too large for FIXED_END. */
-inline char *put_fixed(char *to, double value, int decimals)
+/* What put_fixed leaves: no decimals or more than seven, eight digits before the point or more. */
+__attribute__((noinline)) inline char *put_other_fixed(char *to, double value, int decimals)
 {
     double magnitude = std::fabs(value);
     if (!(magnitude * POWERS[decimals] < FIXED_END))
         return put_shortest(to, value);
-    uint64_t number = scaled(magnitude, decimals);
+    uint64_t number = scaled(magnitude, decimals), power = (uint64_t)POWERS[decimals];
     to[0] = '-';
     to += std::signbit(value) & (number != 0);
-    if (number < 100000000 && decimals < 8 && decimals > 0) {
-        uint64_t digits = eight_digits((uint32_t)number);
-        int zeros = number ? __builtin_ctzll(digits) / 8 : 8;
-        int before_point = 8 - decimals;
-        if (zeros > before_point - 1)
-            zeros = before_point - 1;
-        digits |= ZEROS;
-        put_eight(to, digits >> 8 * zeros);
-        to += before_point - zeros;
-        to[0] = '.';
-        put_eight(to + 1, digits >> 8 * before_point);
-        return to + 1 + decimals;
-    }
-    uint64_t power = (uint64_t)POWERS[decimals];
     to = std::to_chars(to, to + SIZE_MAX_OF_NUMBER, number / power).ptr;
     if (decimals) {
         uint64_t rest = number % power;
@@ -201,6 +188,28 @@ inline char *put_fixed(char *to, double value, int decimals)
         to += 1 + decimals;
     }
     return to;
+}
+
+/* A finite value; shortest form where it is too large for FIXED_END. */
+inline char *put_fixed(char *to, double value, int decimals)
+{
+    const double end = 99999999; /* all digits in one word of eight */
+    double magnitude = std::fabs(value);
+    if (__builtin_expect(!(magnitude * POWERS[decimals] < end) || decimals == 0 || decimals > 7, 0))
+        return put_other_fixed(to, value, decimals);
+    uint64_t number = scaled(magnitude, decimals);
+    to[0] = '-';
+    to += std::signbit(value) & (number != 0);
+    uint64_t digits = eight_digits((uint32_t)number);
+    int before_point = 8 - decimals;
+    /* A digit that must stand ends the search for zeros at the front. */
+    int zeros = __builtin_ctzll(digits | UINT64_C(1) << 8 * (before_point - 1)) / 8;
+    digits |= ZEROS;
+    put_eight(to, digits >> 8 * zeros);
+    to += before_point - zeros;
+    to[0] = '.';
+    put_eight(to + 1, digits >> 8 * before_point);
+    return to + 1 + decimals;
 }
 
 } // namespace number_text
