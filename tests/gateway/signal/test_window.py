@@ -15,6 +15,7 @@ from gateway.signal.features import WindowAnalysis, WindowFeatures, implementati
 RELATIVE_POWER_ERROR_MAX = 1e-6
 COHERENCE_ERROR_MAX = 1e-6
 PLV_ERROR_MAX = 2e-6
+PAIRS_OF_8 = np.triu_indices(8, 1)
 Floats = NDArray[np.float64]
 
 
@@ -121,6 +122,22 @@ def test_bad_channels_have_no_values(window_type: type[WindowAnalysis]) -> None:
     assert np.isnan(found.relative_power[:, bad]).all()
     assert np.isnan(found.entropy[bad]).all()
     assert np.isnan(found.coherence[:, ~among_good]).all()
+    assert np.isnan(found.plv[~among_good]).all()
+
+
+def test_one_channel_in_hum_and_another_with_a_sample_out_of_all_range(window_type: type[WindowAnalysis]) -> None:
+    uv = noise(500, 8)
+    uv[:, 0] = 0.01 * uv[:, 0] + 1000 * np.sin(2 * np.pi * 50 * np.arange(500) / 250)
+    uv[201, 1] = -2e8
+    uv[8, 2] = math.inf
+    good = [0, 3, 4, 5, 6, 7]
+    found = analysed(window_type, uv, 250)
+    assert np.isnan(found.relative_power).any(axis=0).tolist() == [channel not in good for channel in range(8)]
+    relative_power, _, coherence, plv = by_scipy(uv[:, good], 250)
+    among_good = np.isin(PAIRS_OF_8, good).all(axis=0)
+    np.testing.assert_allclose(found.relative_power[:, good], relative_power, rtol=0, atol=RELATIVE_POWER_ERROR_MAX)
+    np.testing.assert_allclose(found.coherence[:, among_good], coherence, rtol=0, atol=COHERENCE_ERROR_MAX)
+    np.testing.assert_allclose(found.plv[among_good], plv, rtol=0, atol=PLV_ERROR_MAX)
     assert np.isnan(found.plv[~among_good]).all()
 
 
