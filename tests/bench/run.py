@@ -15,9 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+sys.path.append(str(Path(__file__).parents[2]))  # some use the rigs of the tests
+
 GROUPS = {
     "kernels": ("features", "packets_and_lines"),
     "devices": ("time_axis", "gateway_load"),
+    "durability": ("uplink",),
 }
 OUTPUT = Path("build/bench.json")
 PIPE_COLUMNS = 160

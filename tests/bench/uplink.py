@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gateway.mqtt import Broker, Inbound, MqttSession, connected_session
 from gateway.samples import ClockStamp, ClockState, SampleBlock
