@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -11,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import WardlinkError
+from gateway.errors import UnavailableError, WardlinkError
 from gateway.spool import sqlite_store
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
+from gateway.spool.store import Row
 from tests.faults.cuts import Cut, Mode, cuts, without_folder_syncs
+from tests.faults.devices import until
 from tests.faults.mount import MountedDisk
-from tests.faults.operations import Operation
+from tests.faults.operations import FailedSync, Operation
 from tests.faults.witness import ALL, GATEWAY, Told, look
 from tests.faults.workload import Event, MakeStore, Workload, tell
 
@@ -31,6 +35,10 @@ CONTROL_SHARE = 0.2
 """Of the cuts; a control has seen enough when it has seen one loss."""
 MODES_DRAWN_LONG = 3
 """How often the modes that draw are drawn after each operation."""
+FAILING_ROUNDS = 10
+"""Rounds in which fsyncs fail; each failure costs a tenth of a second of waiting."""
+FAILING_ROUNDS_LONG = 40
+FAILING_SHARE = 0.25
 CHECKPOINT_PAGES = 8
 """Small, so that there are many checkpoints to cut."""
 NEW_NUMBER = 5000
@@ -51,6 +59,30 @@ class Toll:
 
     looked_at: int = 0
     harmed: list[str] = field(default_factory=list)
+
+
+class InterruptedWorkload(Workload):
+    """Work on a disk of which many fsyncs fail, once each."""
+
+    def __init__(self, disk: MountedDisk, make_store: MakeStore) -> None:
+        super().__init__(disk.path / FOLDER / FILE, make_store, disk.mark, seed=3)
+        self._disk = disk
+
+    async def _commit(self, outbox: Outbox) -> None:
+        commit = asyncio.create_task(outbox.commit())
+        name = self._draw.choice(["", ".db", "-wal", None, None])
+        if name is not None:
+            with self._disk.fault(sync_error=errno.EIO, failing_name=name):
+                await until(lambda: outbox.problem or commit.done())
+        await commit
+
+
+class CarelessStore(SqliteStore):
+    """The control: takes a failed fsync for a success, and goes on."""
+
+    def append(self, rows: Sequence[Row]) -> None:
+        with contextlib.suppress(UnavailableError):
+            super().append(rows)
 
 
 def record_of(disk: MountedDisk, make_store: MakeStore, rounds: int) -> tuple[list[Operation], list[Event]]:
@@ -131,4 +163,22 @@ def test_control_a_log_that_is_not_synced_loses(disk: MountedDisk, scratch: Path
 def test_control_a_folder_that_is_not_synced_loses(disk: MountedDisk, scratch: Path) -> None:
     record, events = record_of(disk, SqliteStore, ROUNDS)
     toll = take_toll(without_folder_syncs(record), events, [Mode.NONE], CONTROL_SHARE, scratch)
+    assert any("accepted blocks lost" in harm for harm in toll.harmed)
+
+
+@pytest.mark.timeout(900)
+def test_a_failed_fsync_and_then_a_power_cut_cost_nothing(disk: MountedDisk, scratch: Path, is_long: bool) -> None:
+    workload = InterruptedWorkload(disk, SqliteStore)
+    asyncio.run(workload.run(FAILING_ROUNDS_LONG if is_long else FAILING_ROUNDS))
+    record = disk.take_record()
+    assert sum(isinstance(operation, FailedSync) for operation in record) > FAILING_ROUNDS // 4
+    toll = take_toll(record, workload.events, list(Mode), 1.0 if is_long else FAILING_SHARE, scratch)
+    print(f"{toll.looked_at} disks after cuts in {len(record)} operations")
+    assert toll.harmed == []
+
+
+def test_control_a_writer_that_ignores_a_failed_fsync_loses(disk: MountedDisk, scratch: Path) -> None:
+    workload = InterruptedWorkload(disk, CarelessStore)
+    asyncio.run(workload.run(FAILING_ROUNDS))
+    toll = take_toll(disk.take_record(), workload.events, [Mode.NONE], CONTROL_SHARE, scratch)
     assert any("accepted blocks lost" in harm for harm in toll.harmed)

@@ -83,7 +83,7 @@ class Workload:
         outbox = await self._open()
         for turn in range(1, rounds + 1):
             self._append(outbox)
-            await outbox.commit()
+            await self._commit(outbox)
             await self._accepted(outbox)
             if self._draw.random() < self._receipts_share:
                 await self._receipt(outbox)
@@ -96,6 +96,9 @@ class Workload:
         outbox = Outbox(self._make_store(self._path), GATEWAY, self._limits)
         await outbox.open()
         return outbox
+
+    async def _commit(self, outbox: Outbox) -> None:
+        await outbox.commit()
 
     def _append(self, outbox: Outbox) -> None:
         for stream in STREAMS:
