@@ -21,6 +21,7 @@ from cloud_sync.registry import migrations
 from cloud_sync.registry.database import Database
 from cloud_sync.settings import Settings
 from cloud_sync.timeseries import InfluxV1, InfluxV2, TimeSeries
+from gateway import kernels
 from gateway.errors import ConfigError, UnavailableError
 from gateway.service import Service, install_signals
 from gateway.wire import packing
@@ -31,6 +32,8 @@ STATUS_INTERVAL_S = 5.0
 RETRY_S_MAX = 10.0
 POOL_SIZE = 4
 """One connection for the batch in hand, one for parked messages, the others for their overlap."""
+IMPLEMENTATIONS = {"line protocol": line_protocol.IMPLEMENTATION, "packing": packing.IMPLEMENTATION}
+"""Which implementation of each kernel runs."""
 
 
 async def run(settings: Settings) -> None:
@@ -38,8 +41,9 @@ async def run(settings: Settings) -> None:
 
     Stores or a broker that are away are waited for, with the reason in the status.
     """
+    kernels.check(IMPLEMENTATIONS)
     cloud_settings.check(settings)
-    log.info("kernels: line protocol %s, packing %s", line_protocol.IMPLEMENTATION, packing.IMPLEMENTATION)
+    log.info("kernels: %s", ", ".join(f"{name} {which}" for name, which in IMPLEMENTATIONS.items()))
     for warning in cloud_settings.warnings(settings):
         log.warning("%s", warning)
     lock = await asyncio.to_thread(_only_one, Path(settings.bridge.state_dir), settings.bridge.id)

@@ -13,7 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway import kernels
 from gateway.errors import Fault, WardlinkError
+from gateway.kernels import COMPILED
 
 Values = NDArray[np.float64] | NDArray[np.float32] | NDArray[np.int64]
 Column = tuple[bytes, Values, bool]
@@ -28,13 +30,6 @@ class Encode(Protocol):
     ) -> tuple[bytes, int]:
         """See `encode`."""
 
-
-try:
-    from cloud_sync import _line_protocol
-
-    _compiled: Encode | None = _line_protocol.encode
-except ImportError:
-    _compiled = None
 
 ENCODED_BYTES_MAX = 256 * 1024 * 1024
 """Most that one call may need in the worst case; a batch of 5,000 lines with 64 channels stays under 13 MB."""
@@ -196,7 +191,9 @@ def _decimal(value: float, single: bool) -> tuple[str, str, int]:
     return sign, kept, 0 if kept == "0" else exponent + len(digits) - len(kept)
 
 
-encode: Encode = encode_plain if _compiled is None else _compiled
+IMPLEMENTATION, _compiled = kernels.choose({COMPILED: "cloud_sync._line_protocol"})
+"""Which implementation of `encode` runs."""
+encode: Encode = encode_plain if _compiled is None else _compiled.encode
 """Lines of n samples that share a prefix, and how many lines: `encode(prefix, times_ns, columns, decimals)`.
 
 `prefix`: from `series_prefix`. `times_ns`: int64 (n,), UTC in ns, any sign. `columns`: names from `escape_key`,
@@ -208,6 +205,3 @@ three: a count of the Cyton is 0.022 uV, and the rest of the 17 digits is none t
 Fields without a value are left out, and so are lines without a field. Every line ends in a line feed.
 Raises `ValueError` for columns that do not fit each other, or that need over `ENCODED_BYTES_MAX`.
 """
-
-IMPLEMENTATION = "python" if _compiled is None else "compiled"
-"""Which implementation of `encode` runs."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from gateway import config, settings, status
+from gateway import config, kernels, settings, status
 from gateway.acquisition import Acquisition, Outputs, State, utc_text
 from gateway.clock import HostClock
 from gateway.devices import packets
@@ -45,7 +45,7 @@ IMPLEMENTATIONS = {
     "packets": packets.IMPLEMENTATION,
     "packing": packing.IMPLEMENTATION,
 }
-"""Which implementation of each kernel runs: the compiled one, unless it was not built or somebody chose otherwise."""
+"""Which implementation of each kernel runs."""
 DAMAGED_HINT = "keep the file, move it out of the way and start again: a new outbox is begun"
 
 
@@ -53,7 +53,7 @@ async def run(chosen: Settings) -> None:
     """Run the gateway until SIGTERM or SIGINT. Raises `WardlinkError` for what it cannot live without."""
     stop = asyncio.Event()
     install_signals(stop)
-    features.check_choice()
+    kernels.check(IMPLEMENTATIONS)
     log.info("kernels: %s", ", ".join(f"{name} {which}" for name, which in IMPLEMENTATIONS.items()))
     gateway = await asyncio.to_thread(Gateway, chosen)  # it reads credential files
     try:

@@ -13,6 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway import kernels
+from gateway.kernels import COMPILED
+
 CYTON_BYTES = 33
 CYTON_CHANNELS = 8
 CYTON_START = 0xA0
@@ -157,19 +160,17 @@ The first two bytes of each are its counter. Raises `ValueError`.
 little_values: Callable[[bytes, int], Counts]
 """int32 (n,): unsigned values of so many bits, least significant bit first, without gaps. Raises `ValueError`."""
 
-try:
-    from gateway.devices import _packets
-except ImportError:
+IMPLEMENTATION, _compiled = kernels.choose({COMPILED: "gateway.devices._packets"})
+"""Which implementation of these functions runs."""
+if _compiled is None:
     find_packets = find_packets_plain
     read_packets = read_packets_plain
     channel_counts = channel_counts_plain
     muse_counts = muse_counts_plain
     little_values = little_values_plain
-    IMPLEMENTATION = "numpy"
 else:
-    find_packets = _packets.find_packets
-    read_packets = _packets.read_packets
-    channel_counts = _packets.channel_counts
-    muse_counts = _packets.muse_counts
-    little_values = _packets.little_values
-    IMPLEMENTATION = "compiled"
+    find_packets = _compiled.find_packets
+    read_packets = _compiled.read_packets
+    channel_counts = _compiled.channel_counts
+    muse_counts = _compiled.muse_counts
+    little_values = _compiled.little_values

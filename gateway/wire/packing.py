@@ -16,7 +16,9 @@ import zstandard
 from cbor2 import CBORTag
 from numpy.typing import NDArray
 
+from gateway import kernels
 from gateway.errors import MalformedError
+from gateway.kernels import COMPILED
 from gateway.wire.excerpt import excerpt, reason
 
 _MULTI_DIMENSIONAL_ROW_MAJOR = 40
@@ -125,13 +127,11 @@ Raises `ValueError` for another type or more than `VALUES_MAX`.
 counts_of: Callable[[bytes, int, int], NDArray[np.int32]]
 """int32 (n, channels) out of `planes_of`'s bytes, n and channels; each channel is contiguous. Raises `ValueError`."""
 
-try:
-    from gateway.wire import _packing
-except ImportError:
+IMPLEMENTATION, _compiled = kernels.choose({COMPILED: "gateway.wire._packing"})
+"""Which implementation of these functions runs."""
+if _compiled is None:
     planes_of = planes_of_plain
     counts_of = counts_of_plain
-    IMPLEMENTATION = "numpy"
 else:
-    planes_of = _packing.planes_of
-    counts_of = _packing.counts_of
-    IMPLEMENTATION = "compiled"
+    planes_of = _compiled.planes_of
+    counts_of = _compiled.counts_of

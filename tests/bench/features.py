@@ -28,9 +28,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from gateway.kernels import BASELINE, PLAIN, V3
 from gateway.signal import numpy_features
 from gateway.signal.bands import BANDS
-from gateway.signal.features import BASELINE, NUMPY, V3, implementations
+from gateway.signal.features import implementations
 from gateway.signal.spectra import hann
 
 RATE_HZ = 250.0
@@ -71,7 +72,7 @@ def rows() -> list[Row]:
     """All rows of this file. A peer that is not installed, or does not run here, has a row that says so."""
     uv = noise(WINDOW, CHANNELS)
     peers, missing = found_peers(uv)
-    builds = {name: module for name, module in implementations().items() if name != NUMPY}
+    builds = {name: module for name, module in implementations().items() if name != PLAIN}
     if not builds:
         return [Row(name="features", ratio=0.0, peer="the compiled features are not built", goal=1.0, ok=False)]
     works: dict[str, tuple[Work, int]] = {name: (work, 1) for name, work in peers.items()}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from influxdb_client import Point, WritePrecision
 from numpy.typing import NDArray
 
-from cloud_sync import line_protocol
+from cloud_sync import _line_protocol, line_protocol
 from cloud_sync.line_protocol import (
     SERIES_KEY_BYTES_MAX,
     SHORTEST,
@@ -28,15 +28,7 @@ from cloud_sync.line_protocol import (
 )
 from wardlink.servers import InfluxDB
 
-try:
-    from cloud_sync import _line_protocol
-
-    compiled: Encode | None = _line_protocol.encode
-except ImportError:
-    compiled = None
-
-NOT_BUILT = "NOT TESTED: the compiled encoder is not built"
-needs_compiled = pytest.mark.skipif(compiled is None, reason=NOT_BUILT)
+compiled: Encode = _line_protocol.encode
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 T0 = 1_700_000_000_000_000_000
@@ -70,12 +62,9 @@ SPECIAL = [
 ]
 
 
-@pytest.fixture(params=["plain", pytest.param("compiled", marks=needs_compiled)])
+@pytest.fixture(params=["plain", "compiled"])
 def encode(request: pytest.FixtureRequest) -> Encode:
-    if request.param == "plain":
-        return encode_plain
-    assert compiled is not None
-    return compiled
+    return encode_plain if request.param == "plain" else compiled
 
 
 def times(*ns: int) -> NDArray[np.int64]:
@@ -87,9 +76,8 @@ def floats(*values: float) -> NDArray[np.float64]:
 
 
 def test_the_compiled_one_runs_where_it_is_built() -> None:
-    expected = "python" if compiled is None else "compiled"
-    assert expected == line_protocol.IMPLEMENTATION
-    assert line_protocol.encode is (compiled or encode_plain)
+    assert line_protocol.IMPLEMENTATION == "compiled"
+    assert line_protocol.encode is compiled
 
 
 def test_the_worked_example_of_the_data_model(encode: Encode) -> None:
@@ -213,18 +201,14 @@ def test_columns_that_are_none_are_refused(encode: Encode, column: Any) -> None:
         encode(b"m", times(1), [column])
 
 
-@needs_compiled
 @given(st.lists(st.floats(width=64), max_size=30), st.booleans(), st.integers(INT64_MIN, INT64_MAX - 30))
 def test_both_give_the_same_bytes(values: list[float], is_integer: bool, start_ns: int) -> None:
-    assert compiled is not None
     instants = np.arange(len(values), dtype=np.int64) + start_ns
     columns = [(b"a", np.array(values, dtype=np.float64), is_integer)]
     assert compiled(b"m", instants, columns) == encode_plain(b"m", instants, columns)
 
 
-@needs_compiled
 def test_both_give_the_same_bytes_for_all_magnitudes() -> None:
-    assert compiled is not None
     rng = np.random.default_rng(1)
     held = np.concatenate(
         [
@@ -240,9 +224,7 @@ def test_both_give_the_same_bytes_for_all_magnitudes() -> None:
     assert compiled(b"m", instants, columns) == encode_plain(b"m", instants, columns)
 
 
-@needs_compiled
 def test_both_write_the_values_of_converters_alike() -> None:
-    assert compiled is not None
     rng = np.random.default_rng(2)
     counts = rng.integers(-(2**23), 2**23, 20_000)
     scales = [4.5e6 / 24 / (2**23 - 1), 4.5e6 / (2**23 - 1), 125 / 256, 1450 / 16383, 0.0000610352]
@@ -264,9 +246,7 @@ def test_singles_are_written_with_the_digits_of_singles(encode: Encode) -> None:
     assert encode(b"m", times(1), [(b"a", np.array([2.5], dtype=np.float32), True)])[0] == b"m a=2i 1\n"
 
 
-@needs_compiled
 def test_both_write_singles_alike() -> None:
-    assert compiled is not None
     rng = np.random.default_rng(3)
     held = np.concatenate(
         [rng.integers(-(2**31), 2**31, 20_000, dtype=np.int32).view(np.float32), rng.normal(0, 50, 9_000)],
@@ -321,7 +301,6 @@ def test_three_decimals_tell_every_count_of_a_converter(encode: Encode) -> None:
     assert (np.rint(np.array(read) / scale) == counts).all()
 
 
-@needs_compiled
 @given(
     st.lists(
         st.floats(width=64)
@@ -333,7 +312,6 @@ def test_three_decimals_tell_every_count_of_a_converter(encode: Encode) -> None:
     st.integers(0, 9),
 )
 def test_both_write_fixed_decimals_alike(values: list[float], decimals: int) -> None:
-    assert compiled is not None
     instants = np.arange(len(values), dtype=np.int64)
     columns = [(b"a", np.array(values, dtype=np.float64), False)]
     assert compiled(b"m", instants, columns, decimals) == encode_plain(b"m", instants, columns, decimals)

@@ -11,26 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gateway.devices import packets
+from gateway.devices import _packets, packets
 from gateway.devices.packets import BUFFER_BYTES_MAX, CYTON_BYTES, MUSE_BYTES
 
 FUNCTIONS = ("find_packets", "read_packets", "channel_counts", "muse_counts", "little_values")
 PLAIN = SimpleNamespace(**{name: getattr(packets, f"{name}_plain") for name in FUNCTIONS})
-COMPILED: Any = None
-try:
-    from gateway.devices import _packets
-
-    COMPILED = _packets
-except ImportError:
-    pass
-
-needs_compiled = pytest.mark.skipif(COMPILED is None, reason="NOT TESTED: the compiled unpacking is not built")
+COMPILED = _packets
 
 VECTOR_A = bytes.fromhex("a004 000001 ffffff 7fffff 800000 0003e8 fffc18 123456 000000 0010ffe01f40 c0")
 COUNTS_A = [1, -1, 2**23 - 1, -(2**23), 1000, -1000, 0x123456, 0]
 
 
-@pytest.fixture(params=["plain", pytest.param("compiled", marks=needs_compiled)])
+@pytest.fixture(params=["plain", "compiled"])
 def kernels(request: pytest.FixtureRequest) -> Any:
     return PLAIN if request.param == "plain" else COMPILED
 
@@ -49,9 +41,9 @@ def values_of_24_bits(frame: bytes) -> list[int]:
 
 
 def test_the_compiled_one_runs_where_it_is_built() -> None:
-    assert ("numpy" if COMPILED is None else "compiled") == packets.IMPLEMENTATION
+    assert packets.IMPLEMENTATION == "compiled"
     for name in FUNCTIONS:
-        assert getattr(packets, name) is getattr(COMPILED or PLAIN, name)
+        assert getattr(packets, name) is getattr(COMPILED, name)
 
 
 def test_packets_are_found_between_garbage(kernels: Any) -> None:
@@ -184,7 +176,6 @@ def test_little_values_against_whole_numbers(kernels: Any, bits: int) -> None:
     assert kernels.little_values(b"", bits).shape == (0,)
 
 
-@needs_compiled
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
@@ -209,7 +200,6 @@ def test_both_read_the_same_from_any_bytes(pieces: list[bytes], expected: int, s
     assert ours[1:] == plain[1:]
 
 
-@needs_compiled
 def test_both_read_the_same_from_much() -> None:
     data = np.random.default_rng(4).bytes(CYTON_BYTES * MUSE_BYTES * 21 * 10)
     assert (COMPILED.channel_counts(data) == PLAIN.channel_counts(data)).all()

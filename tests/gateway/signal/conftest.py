@@ -11,8 +11,9 @@ import pytest
 from edfio import read_edf
 from numpy.typing import NDArray
 
+from gateway.kernels import PLAIN
 from gateway.signal.bands import DEFAULT_SETTINGS, FeatureSettings
-from gateway.signal.features import NUMPY, FeatureEngine, Features, implementations
+from gateway.signal.features import FeatureEngine, Features, implementations
 
 RECORDINGS = Path(__file__).parents[3].parent / "shared" / "data"
 
@@ -65,7 +66,7 @@ def engine_type(implementation: str) -> type[FeatureEngine]:
 @pytest.fixture
 def exact(implementation: str) -> float:
     """How near to each other two values are that are equal by definition: float64 or float32."""
-    return 1e-9 if implementation == NUMPY else 5e-7
+    return 1e-9 if implementation == PLAIN else 5e-7
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""What only the compiled features can get wrong: every value against the numpy twin, their door, their choice."""
+"""What only the compiled features can get wrong: every value against the numpy twin, and their door."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Callable
 from types import ModuleType
@@ -13,15 +12,15 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from gateway.errors import ConfigError
-from gateway.signal import features, numpy_features
+from gateway.kernels import BASELINE, PLAIN
+from gateway.signal import numpy_features
 from gateway.signal.bands import BETA, DELTA, GAMMA, Band, FeatureSettings
-from gateway.signal.features import BASELINE, NUMPY, Features, implementations
+from gateway.signal.features import Features, implementations
 
 TOLERANCE = 2e-6
 Floats = NDArray[np.float64]
 Run = Callable[..., list[Features | None]]
-COMPILED = [name for name in implementations() if name != NUMPY]
+COMPILED = [name for name in implementations() if name != PLAIN]
 
 
 @pytest.fixture(params=COMPILED)
@@ -261,32 +260,3 @@ def test_streams_outside_the_definitions_are_refused(compiled: ModuleType, rate_
         compiled.FeatureEngine(rate_hz, channels)
     with pytest.raises(ValueError, match=r"sampling rate|channels"):
         compiled.WindowAnalysis(rate_hz, channels, 500)
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"), [("", COMPILED[0] if COMPILED else ""), ("baseline", BASELINE), ("numpy", NUMPY)]
-)
-def test_the_choice(monkeypatch: pytest.MonkeyPatch, choice: str, expected: str) -> None:
-    monkeypatch.setenv(features.CHOICE, choice)
-    assert features.__spec__ is not None
-    again = importlib.util.module_from_spec(features.__spec__)
-    assert features.__spec__.loader is not None
-    features.__spec__.loader.exec_module(again)
-    assert expected == again.IMPLEMENTATION
-    again.check_choice()
-
-
-def test_an_unknown_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(features.CHOICE, "fast")
-    with pytest.raises(ConfigError, match="expected 'baseline' or 'numpy', or nothing"):
-        features.check_choice()
-
-
-def test_the_twin_only_runs_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(features.CHOICE, raising=False)
-    features.check_choice()
-    monkeypatch.setattr(features, "IMPLEMENTATION", NUMPY)
-    with pytest.raises(ConfigError, match="compiled features are missing"):
-        features.check_choice()
-    monkeypatch.setenv(features.CHOICE, "numpy")
-    features.check_choice()

@@ -11,22 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gateway.wire import packing
+from gateway.wire import _packing, packing
 
 PLAIN = SimpleNamespace(planes_of=packing.planes_of_plain, counts_of=packing.counts_of_plain)
-COMPILED: Any = None
-try:
-    from gateway.wire import _packing
-
-    COMPILED = _packing
-except ImportError:
-    pass
-
-needs_compiled = pytest.mark.skipif(COMPILED is None, reason="NOT TESTED: the compiled packing is not built")
+COMPILED = _packing
 INT32 = np.iinfo(np.int32)
 
 
-@pytest.fixture(params=["plain", pytest.param("compiled", marks=needs_compiled)])
+@pytest.fixture(params=["plain", "compiled"])
 def kernels(request: pytest.FixtureRequest) -> Any:
     return PLAIN if request.param == "plain" else COMPILED
 
@@ -43,10 +35,9 @@ def planes_by_definition(counts: NDArray[np.int32]) -> bytes:
 
 
 def test_the_compiled_one_runs_where_it_is_built() -> None:
-    assert packing.IMPLEMENTATION in {"numpy", "compiled"}
-    assert packing.planes_of is (COMPILED or PLAIN).planes_of
-    assert packing.counts_of is (COMPILED or PLAIN).counts_of
-    assert (packing.IMPLEMENTATION == "compiled") == (COMPILED is not None)
+    assert packing.IMPLEMENTATION == "compiled"
+    assert packing.planes_of is COMPILED.planes_of
+    assert packing.counts_of is COMPILED.counts_of
 
 
 @pytest.mark.parametrize(
@@ -92,7 +83,6 @@ def test_what_does_not_fit_is_refused(kernels: Any) -> None:
         kernels.planes_of(np.broadcast_to(np.int32(0), (packing.VALUES_MAX // 64 + 1, 64)))
 
 
-@needs_compiled
 @given(st.integers(0, 40), st.integers(0, 20), st.integers(0, 31), st.integers(0, 2**32 - 1))
 def test_both_give_the_same_bytes(samples: int, channels: int, shift: int, seed: int) -> None:
     every = np.random.default_rng(seed).integers(INT32.min, INT32.max, (samples, channels), dtype=np.int32)
