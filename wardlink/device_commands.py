@@ -1,4 +1,7 @@
-"""`wardlink gateway scan`, `add`, `watch` and `status`: their options. What they do is loaded when one of them runs."""
+"""`wardlink gateway scan`, `add`, `watch`, `impedance` and `status`: their options.
+
+What they do is loaded when one of them runs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from gateway import settings
 SCAN_S = 8.0
 """Sensors that save their battery advertise every second or two."""
 SECONDS_MAX = 86_400.0
+IMPEDANCE_S = 2.0
+IMPEDANCE_S_MIN, IMPEDANCE_S_MAX = 1.0, 60.0
+"""Of one electrode. Below a second mains hum moves the result."""
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,6 +24,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_scan(subparsers)
     _add_add(subparsers)
     _add_watch(subparsers)
+    _add_impedance(subparsers)
     _add_status(subparsers)
 
 
@@ -80,6 +87,33 @@ def _add_watch(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(handler=_watch)
 
 
+def _add_impedance(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "impedance",
+        help="measure the impedance of each electrode, in kOhm",
+        description="Measure the impedance of each electrode of one configured device, one after the other, with the"
+        " test current of its converter (OpenBCI Cyton: 6 nA at 31 Hz; some 4 s each). good: up to 10 kOhm, fair: up"
+        " to 50, else poor. The reference is not measured. The board is reset afterwards, also after Ctrl-C. The"
+        " gateway service must not be reading the device. Exit code 1 if an electrode could not be measured, 130 if"
+        " interrupted.",
+        epilog="examples:\n"
+        "  wardlink gateway impedance CYTON-1\n"
+        "  wardlink gateway impedance CYTON-1 --seconds 5 --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("serial", metavar="SERIAL", help="of a [[device]] of the configuration")
+    parser.add_argument(
+        "--seconds",
+        type=_impedance_seconds,
+        default=IMPEDANCE_S,
+        metavar="N",
+        help="listen to each electrode so long (default: %(default)g)",
+    )
+    _add_config(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(handler=_impedance)
+
+
 def _add_status(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "status",
@@ -110,6 +144,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _impedance_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if not IMPEDANCE_S_MIN <= seconds <= IMPEDANCE_S_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {IMPEDANCE_S_MIN:g} to {IMPEDANCE_S_MAX:g} seconds")
+    return seconds
+
+
 def _scan(args: argparse.Namespace) -> int:
     from wardlink import scanning  # noqa: PLC0415 - a gateway that runs need not hold any of these
 
@@ -128,6 +169,12 @@ def _watch(args: argparse.Namespace) -> int:
     from wardlink import watching  # noqa: PLC0415
 
     return watching.watch(args.config, args.serial, args.seconds)
+
+
+def _impedance(args: argparse.Namespace) -> int:
+    from wardlink import impedance  # noqa: PLC0415
+
+    return impedance.impedance(args.config, args.serial, args.seconds, as_json=args.json)
 
 
 def _status(args: argparse.Namespace) -> int:

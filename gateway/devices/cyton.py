@@ -47,6 +47,11 @@ LEAD_OFF = "lead_off"
 Carried = Literal["acceleration", "analog", "digital"]
 """What the board shall put into the auxiliary bytes."""
 
+RESTORE = (b"s", b"v")
+"""Stops the stream and resets the board: gain 24, no test current, acceleration, whatever was set before."""
+RESTORED = RESET_TEXT
+"""In the text that confirms it."""
+
 SAMPLE_PERIOD_NS = NS_PER_S // PACKETS_PER_S
 COUNTER_PERIOD_NS = COUNTER_PERIOD * SAMPLE_PERIOD_NS
 DUPLICATE_REACH = 64
@@ -66,13 +71,13 @@ class CytonDecoder:
         gains: Mapping[str, int] | None = None,
         daisy: bool = False,
         auxiliary: Carried | None = None,
-        lead_off: bool = False,
+        lead_off: Sequence[int] = (),
     ) -> None:
         """`electrodes`: names of inputs 1, 2, … (at most 8, with a Daisy 16). `gains`: by electrode, else 24.
 
         `auxiliary`: which further signal is given, `acceleration` or (analog, digital) `aux`.
-        `lead_off`: every electrode gets the test current of 6 nA, and what they read is the signal `lead_off` in
-        place of all others (see `gateway.signal.impedance`).
+        `lead_off`: inputs (from 1) that get the test current of 6 nA; what all electrodes then read is the signal
+        `lead_off`, in place of all others (see `gateway.signal.impedance`).
         Raises `ConfigError` for names or gains that the board does not have.
         """
         electrodes = tuple(electrodes)
@@ -84,7 +89,7 @@ class CytonDecoder:
                 daisy=daisy,
                 gains={number: by_electrode[name] for number, name in zip(inputs, electrodes, strict=True)},
                 mode=None if auxiliary == ACCELERATION or lead_off else auxiliary,
-                lead_off=tuple(inputs) if lead_off else (),
+                lead_off=tuple(lead_off),
             )
         )
         scales = {name: microvolts_per_count(gain) for name, gain in by_electrode.items()}

@@ -70,6 +70,20 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class LeadOff:
+    """How a board measures the impedance of its electrodes."""
+
+    decoder: Callable[[Options, int], Decoder]
+    """Makes a decoder for one connection in which this input (from 1) gets the test current."""
+    restore: tuple[bytes, ...]
+    """Commands that undo it, whatever the board is doing."""
+    restored: bytes
+    """In the text that confirms them."""
+    averaged: int = 1
+    """Of how many samples of the converter each value is the mean."""
+
+
+@dataclass(frozen=True, slots=True)
 class Driver:
     """How to reach a kind of device and how to read it."""
 
@@ -83,6 +97,8 @@ class Driver:
     """A stream with no data for so long is dead, whatever the link says."""
     channel_count: int = 0
     """Electrodes that can be named."""
+    lead_off: LeadOff | None = None
+    """None: the hardware cannot measure an impedance."""
 
     @property
     def link(self) -> LinkKind:
@@ -104,6 +120,14 @@ def _cyton(options: Options) -> Decoder:
 def _cyton_daisy(options: Options) -> Decoder:
     electrodes = options.electrodes or cyton.DAISY_ELECTRODES
     return cyton.CytonDecoder(electrodes, daisy=True, auxiliary=options.auxiliary)
+
+
+def _cyton_lead_off(options: Options, number: int) -> Decoder:
+    return cyton.CytonDecoder(options.electrodes or cyton.DEFAULT_ELECTRODES, lead_off=(number,))
+
+
+def _cyton_daisy_lead_off(options: Options, number: int) -> Decoder:
+    return cyton.CytonDecoder(options.electrodes or cyton.DAISY_ELECTRODES, daisy=True, lead_off=(number,))
 
 
 def _muse(description: str, preset: str, electrode_count: int) -> Driver:
@@ -144,9 +168,23 @@ def _asked(description: str, link: LinkKind, silence_timeout_s: float) -> Driver
 
 
 DRIVERS = {
-    "cyton": Driver("OpenBCI Cyton, 8 channels", SerialLine(115_200), _cyton, 8.0, 1.0, cyton.CHANNEL_COUNT),
+    "cyton": Driver(
+        "OpenBCI Cyton, 8 channels",
+        SerialLine(115_200),
+        _cyton,
+        8.0,
+        1.0,
+        cyton.CHANNEL_COUNT,
+        LeadOff(_cyton_lead_off, cyton.RESTORE, cyton.RESTORED),
+    ),
     "cyton_daisy": Driver(
-        "OpenBCI Cyton with Daisy, 16 channels", SerialLine(115_200), _cyton_daisy, 8.0, 1.0, cyton.DAISY_CHANNEL_COUNT
+        "OpenBCI Cyton with Daisy, 16 channels",
+        SerialLine(115_200),
+        _cyton_daisy,
+        8.0,
+        1.0,
+        cyton.DAISY_CHANNEL_COUNT,
+        LeadOff(_cyton_daisy_lead_off, cyton.RESTORE, cyton.RESTORED, averaged=2),
     ),
     "muse": _muse("Muse 2016, Muse 2, Muse S: EEG, acceleration, gyro, battery", "p21", 4),
     "muse_aux": _muse("Muse with its auxiliary electrode", "p20", 5),

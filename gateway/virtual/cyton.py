@@ -7,8 +7,9 @@ each checks the other. Knows no port and no clock: the time comes with each call
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,15 @@ _SKIN_OHM = 10_000
 _COMMAND_BYTES = {ord("x"): 9, ord("z"): 5, ord("/"): 2, ord("~"): 2, ord("`"): 2}
 _MODES = {b"0": "default", b"1": "debug", b"2": "analog", b"3": "digital", b"4": "marker", b"5": "BLE"}
 _ACCELERATION_MODES = ("default", "debug", "BLE")
+
+
+NO_ELECTRODES: Mapping[int, float] = MappingProxyType({})
+
+
+def seeded_skin_ohm(seed: int) -> dict[int, float]:
+    """Resistances of sixteen electrodes, some 2 to 60 kOhm as under gel: the same for the same seed."""
+    ohm = np.exp(np.random.default_rng((seed, 31)).normal(np.log(_SKIN_OHM), 0.8, DAISY_CHANNELS_MAX))
+    return {column: float(value) for column, value in enumerate(ohm)}
 
 
 @dataclass(slots=True)
@@ -78,8 +88,13 @@ class CytonFirmware:
     Times are CLOCK_MONOTONIC of whoever runs it, ns. Inputs that the recording does not have read 0.
     """
 
-    def __init__(self, recording: Recording, *, daisy: bool = False) -> None:
-        """Any recording: it is fitted to the board (`fit_to_cyton`). It loops at its end."""
+    def __init__(
+        self, recording: Recording, *, daisy: bool = False, skin_ohm: Mapping[int, float] = NO_ELECTRODES
+    ) -> None:
+        """Any recording: it is fitted to the board (`fit_to_cyton`). It loops at its end.
+
+        `skin_ohm`: resistance of an electrode by its column in the recording, 10 kOhm where none is set.
+        """
         self.has_daisy = daisy
         self.channel_count = DAISY_CHANNELS_MAX if daisy else CYTON_CHANNELS_MAX
         """8 or 16, as the commands `c` and `C` have it."""
@@ -87,8 +102,7 @@ class CytonFirmware:
         self.faults = Faults()
         self.first_row = 0
         """Row of the recording that packet 0 since the last `b` carries."""
-        self.skin_ohm: dict[int, float] = {}
-        """Resistance of an electrode (column of the recording), 10 kOhm where none is set."""
+        self.skin_ohm: dict[int, float] = dict(skin_ohm)
         self._channels = [_Channel() for _ in range(DAISY_CHANNELS_MAX)]
         self._mode = "default"
         self._played_since_ns: int | None = None
@@ -104,6 +118,11 @@ class CytonFirmware:
     def streaming(self) -> bool:
         """Between `b` and `s`."""
         return self._stream_since_ns is not None
+
+    @property
+    def test_currents(self) -> list[int]:
+        """Columns of the electrodes through which a test current flows."""
+        return [column for column, channel in enumerate(self._channels) if channel.test_current]
 
     @property
     def packets_played(self) -> int:

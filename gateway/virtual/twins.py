@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gateway.devices.cyton import DAISY_ELECTRODES
 from gateway.devices.registry import DRIVERS, LinkKind
-from gateway.virtual.cyton import CytonFirmware
+from gateway.virtual.cyton import CytonFirmware, seeded_skin_ohm
 from gateway.virtual.gps import GpsFirmware
 from gateway.virtual.muse import VirtualMuse
 from gateway.virtual.muse_athena import VirtualMuseAthena
@@ -53,12 +53,13 @@ class Twin:
 
 
 def _cyton(recording: Recording | None, seed: int) -> Firmware:
-    return CytonFirmware(fit_to_cyton(recording or synthetic_headset(SYNTHETIC_S, seed=seed)))
+    recording = fit_to_cyton(recording or synthetic_headset(SYNTHETIC_S, seed=seed))
+    return CytonFirmware(recording, skin_ohm=seeded_skin_ohm(seed))
 
 
 def _cyton_daisy(recording: Recording | None, seed: int) -> Firmware:
     recording = recording or synthetic_headset(SYNTHETIC_S, seed=seed, electrodes=DAISY_ELECTRODES)
-    return CytonFirmware(recording, daisy=True)
+    return CytonFirmware(recording, daisy=True, skin_ohm=seeded_skin_ohm(seed))
 
 
 def _seeded(make: Callable[[int], Firmware | Peripheral]) -> Maker:

@@ -282,7 +282,7 @@ def test_old_firmware_cannot_confirm_a_mode() -> None:
 
 
 def test_with_the_test_current_on_there_is_no_eeg() -> None:
-    decoder = CytonDecoder(("C3", "C4"), lead_off=True, auxiliary="acceleration")
+    decoder = CytonDecoder(("C3", "C4"), lead_off=(1, 2), auxiliary="acceleration")
     decoder.start()
     assert decoder.receive(Chunk(RESET_TEXT, 0))[-1] == Send(b"z101Z")
     assert decoder.receive(Chunk(b"Success: Lead off set for 1$$$", 0)) == [Send(b"z201Z")]
@@ -293,8 +293,15 @@ def test_with_the_test_current_on_there_is_no_eeg() -> None:
     assert samples.columns["C4"].tolist() == [1, 11]
 
 
+def test_one_input_alone_gets_the_test_current() -> None:
+    decoder = CytonDecoder(lead_off=(7,))
+    decoder.start()
+    assert decoder.receive(Chunk(RESET_TEXT, 0))[-1] == Send(b"z701Z")
+    assert Streaming() in decoder.receive(Chunk(b"Success: Lead off set for 7$$$", 0))
+
+
 def test_all_sixteen_get_the_test_current() -> None:
-    decoder = CytonDecoder(DAISY_ELECTRODES, daisy=True, lead_off=True)
+    decoder = CytonDecoder(DAISY_ELECTRODES, daisy=True, lead_off=range(1, 17))
     decoder.start()
     events = decoder.receive(Chunk(DAISY_TEXT, 0)) + decoder.receive(Chunk(b"16$$$", 0))
     for number in range(1, 17):

@@ -553,7 +553,9 @@ async def test_impedance_all_the_way(daisy: bool) -> None:
     firmware.skin_ohm = {0: 1_000, 1: 5_000, 7: 250_000, 15: 40_000}
     electrodes = DAISY_ELECTRODES if daisy else DAISY_ELECTRODES[:8]
     async with VirtualSerialLine(firmware) as line:
-        gateway = Gateway(SerialLink(line.port, 115200), CytonDecoder(electrodes, daisy=daisy, lead_off=True))
+        gateway = Gateway(
+            SerialLink(line.port, 115200), CytonDecoder(electrodes, daisy=daisy, lead_off=range(1, len(electrodes) + 1))
+        )
         await gateway.start()
         await gateway.run_until(lambda: sum(map(len, gateway.samples("lead_off"))) >= 256)
         await gateway.link.close()
