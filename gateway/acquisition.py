@@ -31,6 +31,7 @@ from gateway.devices.base import (
     Rejected,
     Samples,
     Send,
+    SignalSpec,
     Streaming,
     finish,
 )
@@ -39,6 +40,7 @@ from gateway.errors import RefusedError, UnavailableError, WardlinkError
 from gateway.links.base import Chunk, Link
 from gateway.samples import ACCELERATION, EEG, NS_PER_S, QUALITY, LossRecord, SampleBlock
 from gateway.settings import Device
+from gateway.signal.conditioning import check_settings
 from gateway.signal.electrodes import Electrode, MotionWatch
 from gateway.signal.features import Features
 from gateway.state_assembly import Emit
@@ -119,9 +121,12 @@ class Acquisition:
         self._segment: Segment | None = None
         self._electrodes_told_ns: int | None = None
         self._wait = wait or wait_random_exponential(multiplier=0.25, max=BACKOFF_S_MAX)
+        specs = driver.decoder(device.options).signals
+        self.read_as = _with_possible_features(device, specs)
+        """The device, with what its streams allow of it."""
         signals = [
             SignalMeta(signal=spec.signal, channels=list(spec.channels), units=list(spec.units), rate_hz=spec.rate_hz)
-            for spec in driver.decoder(device.options).signals
+            for spec in specs
         ]
         self._birth = DeviceMeta(
             v=1, schema="meta", gateway=gateway, device=device.serial, driver=device.driver, signals=signals
@@ -179,7 +184,7 @@ class Acquisition:
         """Read until the link is lost or the data stops. What was complete by then is given out."""
         decoder = self._driver.decoder(self.device.options)
         segment = Segment(
-            self.device, decoder, self.condition.segments, self._host, self._outputs, self._emit, self._newest_ns
+            self.read_as, decoder, self.condition.segments, self._host, self._outputs, self._emit, self._newest_ns
         )
         self.condition.segments += 1
         self._segment = segment
@@ -277,6 +282,18 @@ class Acquisition:
         self.condition.since_ns = time.monotonic_ns()
 
 
+def _with_possible_features(device: Device, specs: Sequence[SignalSpec]) -> Device:
+    """The device, without brain states where its stream is none that these are defined for."""
+    for spec in specs:
+        if device.brain_state and spec.signal == EEG and spec.rate_hz is not None:
+            try:
+                check_settings(spec.rate_hz, len(spec.channels), device.features.settings())
+            except ValueError as error:
+                log.warning("%s: its samples are read, but there will be no brain state: %s", device.serial, error)
+                return msgspec.structs.replace(device, brain_state=False)
+    return device
+
+
 def utc_text(time_ns: int) -> str:
     """UTC in ns since 1970 as ISO 8601, to the second."""
     return datetime.fromtimestamp(time_ns // NS_PER_S, UTC).isoformat()
@@ -320,7 +337,7 @@ class Segment:
                 host,
                 emit,
                 raw=device.raw,
-                brain_state=device.brain_state,
+                brain_state=device.features.settings() if device.brain_state else None,
                 on_state=partial(outputs.on_state, device),
                 after_ns=newest_ns,
                 motion=self._motion,

@@ -27,6 +27,7 @@ from gateway.samples import (
     LossRecord,
     SampleBlock,
 )
+from gateway.signal.bands import FeatureSettings
 from gateway.signal.electrodes import Electrode, ElectrodeWatch, MotionWatch
 from gateway.signal.features import Features
 from gateway.signal.quality import COUNTS_24_BIT, quality_bits, railed, unusable
@@ -65,12 +66,14 @@ class RawAssembler:
         emit: Emit,
         *,
         raw: bool = True,
-        brain_state: bool = False,
+        brain_state: FeatureSettings | None = None,
         on_state: Callable[[Features], None] = nothing,
         after_ns: Mapping[str, int] = NOT_YET,
         motion: MotionWatch | None = None,
     ) -> None:
-        """`after_ns`: newest time (UTC) of each signal in the segment before, behind which this one must lie.
+        """`brain_state`: how it is computed, of samples that stay in the raw blocks as they are; None: it is not.
+
+        `after_ns`: newest time (UTC) of each signal in the segment before, behind which this one must lie.
 
         `motion`: the device's accelerometer, where it has one.
         """
@@ -97,9 +100,17 @@ class RawAssembler:
         self._watch = ElectrodeWatch(spec.rate_hz, len(spec.channels)) if spec.signal == EEG else None
         self._states = (
             StateAssembler(
-                device, segment, spec, host, emit, on_state, after_ns.get(BRAIN_STATE), records_losses=not raw
+                device,
+                segment,
+                spec,
+                host,
+                emit,
+                on_state,
+                after_ns.get(BRAIN_STATE),
+                records_losses=not raw,
+                settings=brain_state,
             )
-            if brain_state and spec.signal == EEG
+            if brain_state is not None and spec.signal == EEG
             else None
         )
 

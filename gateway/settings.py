@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 from msgspec import Meta
 
 from gateway import broker as mqtt_broker
@@ -14,8 +15,11 @@ from gateway import config
 from gateway.broker import Mqtt
 from gateway.config import Section
 from gateway.devices import registry
+from gateway.feature_settings import Features, MeaninglessError
 from gateway.mqtt import Broker
-from gateway.samples import QUALITY
+from gateway.samples import EEG, QUALITY
+from gateway.signal.bands import FeatureSettings
+from gateway.signal.conditioning import check_settings
 from gateway.wire.topics import NAME_PATTERN, NAME_RULE
 
 DEFAULT_PATH = Path("/etc/wardlink/gateway.toml")
@@ -100,6 +104,8 @@ class Device(Section, frozen=True):
     """Cyton only: a further signal from its auxiliary bytes."""
     brain_state: bool = True
     """EEG only: compute features."""
+    features: Features = Features()
+    """EEG only: where they are to be computed otherwise than `[features]` says."""
     raw: bool = True
     """EEG only: send raw samples too."""
     user_id: Uuid | None = None
@@ -120,6 +126,8 @@ class Settings(Section, frozen=True):
     spool: Spool = Spool()
     uplink: Uplink = Uplink()
     live: Live = Live()
+    features: Features = Features()
+    """How the brain state is computed; `load` has put it beneath that of each device."""
     device: Annotated[tuple[Device, ...], Meta(max_length=64)] = ()
 
     @property
@@ -138,7 +146,7 @@ def load(path: Path) -> Settings:
     if settings.live.redis is not None:
         _check_redis_url(path, "live.redis.url", settings.live.redis.url)
     _check_devices(path, settings.device)
-    return settings
+    return msgspec.structs.replace(settings, device=_with_features(path, settings))
 
 
 def warnings(settings: Settings) -> list[str]:
@@ -208,6 +216,36 @@ def _check_devices(path: Path, devices: tuple[Device, ...]) -> None:
                 )
         if device.channels is not None:
             _check_channels(path, key, device, driver)
+
+
+def _with_features(path: Path, settings: Settings) -> tuple[Device, ...]:
+    """The devices with what holds for their features."""
+    _meaning(path, "features", settings.features)
+    devices = []
+    for number, device in enumerate(settings.device):
+        key = f"device[{number}].features"
+        chosen = msgspec.structs.replace(device, features=device.features.over(settings.features))
+        meaning = _meaning(path, key, chosen.features)
+        driver = registry.DRIVERS[device.driver]
+        if not isinstance(driver.line, registry.Asked):  # those say their rate only when they are asked
+            streams = [spec for spec in driver.decoder(device.options).signals if spec.signal == EEG]
+            if not streams and device.features != Features():
+                raise config.problem(path, key, f"a {device.driver} has no EEG", hint="remove it")
+            for spec in streams if device.brain_state else ():
+                assert spec.rate_hz is not None
+                try:
+                    check_settings(spec.rate_hz, len(spec.channels), meaning)
+                except ValueError as error:
+                    raise config.problem(path, key, str(error), hint=f"[{key}] goes over [features]") from None
+        devices.append(chosen)
+    return tuple(devices)
+
+
+def _meaning(path: Path, key: str, features: Features) -> FeatureSettings:
+    try:
+        return features.settings()
+    except MeaninglessError as error:
+        raise config.problem(path, f"{key}.{error.key}", str(error)) from None
 
 
 def _check_place(path: Path, key: str, device: Device, driver: registry.Driver) -> None:

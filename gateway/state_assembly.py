@@ -27,6 +27,7 @@ from gateway.samples import (
     LossRecord,
     SampleBlock,
 )
+from gateway.signal.bands import DEFAULT_SETTINGS, FeatureSettings
 from gateway.signal.features import FeatureEngine, Features
 
 Emit = Callable[[SampleBlock | LossRecord], None]
@@ -55,6 +56,7 @@ class StateAssembler:
         after_ns: int | None = None,
         *,
         records_losses: bool = False,
+        settings: FeatureSettings = DEFAULT_SETTINGS,
     ) -> None:
         """`records_losses`: say which grid points have no state because samples were lost on the radio.
 
@@ -67,7 +69,7 @@ class StateAssembler:
         self._host = host
         self._emit = emit
         self._on_state = on_state
-        self._engine = FeatureEngine(spec.rate_hz, len(spec.channels))
+        self._engine = FeatureEngine(spec.rate_hz, len(spec.channels), settings)
         self._latency_ns = round(self._engine.latency_s * NS_PER_S)
         self._due_ns: int | None = None
         """Grid point of the next state, UTC."""

@@ -110,6 +110,8 @@ class FeatureSettings:
         if self.mains_hz not in {None, 50, 60}:
             raise ValueError(f"mains frequency is {self.mains_hz} Hz, expected 50 or 60 Hz")
         if self.pass_band_hz is not None:
+            if len(self.pass_band_hz) != 2:
+                raise ValueError(f"pass band has {len(self.pass_band_hz)} edge, expected two, or none")
             low_hz, high_hz = self.pass_band_hz
             if not 0 < low_hz < high_hz < math.inf:
                 raise ValueError(f"pass band is {low_hz}..{high_hz} Hz, expected 0 < low < high")

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.signal.bands import FeatureSettings
+from gateway.signal.bands import FeatureSettings, check_stream
 
 NOTCH_Q = 30.0
 """Quality of the mains notch: 1.7 Hz wide at 50 Hz, so the bins up to 45 Hz keep 99 % of their power and more."""
@@ -34,6 +34,12 @@ def filter_sections(rate_hz: float, settings: FeatureSettings) -> list[Section]:
         sections.append(_section(rate_hz, low_hz, _BUTTERWORTH_Q, "lower edge of the pass band"))
         sections.append(_section(rate_hz, high_hz, _BUTTERWORTH_Q, "upper edge of the pass band"))
     return sections
+
+
+def check_settings(rate_hz: float, channel_count: int, settings: FeatureSettings) -> None:
+    """Raise `ValueError` unless a stream's features can be computed with these settings."""
+    check_stream(rate_hz, channel_count)
+    filter_sections(rate_hz, settings)
 
 
 def _section(rate_hz: float, frequency_hz: float, quality: float, what: str) -> Section:

@@ -32,6 +32,7 @@ from gateway.samples import (
     LossRecord,
     SampleBlock,
 )
+from gateway.signal.bands import DEFAULT_SETTINGS
 from gateway.signal.electrodes import MotionWatch
 from gateway.signal.features import FeatureEngine, Features
 
@@ -112,7 +113,7 @@ def bursts(
 
 
 def assembler(output: Output, host: HostClock, spec: SignalSpec = SPEC, **options: Any) -> RawAssembler:
-    chosen: dict[str, Any] = {"brain_state": True, "on_state": output.states.append} | options
+    chosen: dict[str, Any] = {"brain_state": DEFAULT_SETTINGS, "on_state": output.states.append} | options
     return RawAssembler("CYTON-1", spec, 3, host, output.items.append, **chosen)
 
 
@@ -157,7 +158,7 @@ def test_the_settling_second_is_held_and_then_given_out_whole() -> None:
 
 def test_events_that_never_settle_are_not_held_for_ever() -> None:
     output, counts = Output(), noise(SETTLE_EVENTS_MAX + 1)
-    taking = assembler(output, Machine().clock(), brain_state=False)
+    taking = assembler(output, Machine().clock(), brain_state=None)
     for at in range(SETTLE_EVENTS_MAX):
         taking.take(samples(counts, at, at + 1, 5))
     assert output.items == []
@@ -261,7 +262,7 @@ def test_physical_values_have_no_rails() -> None:
     values[1:] = 1e9
     spec = SignalSpec("ppg", 250.0, ("red",), ("1",))
     event = Samples("ppg", 0, {"red": values}, 2 * NS_PER_S)
-    assert not run(iter([event]), spec=spec, brain_state=False).column("ppg", QUALITY).any()
+    assert not run(iter([event]), spec=spec, brain_state=None).column("ppg", QUALITY).any()
 
 
 @pytest.mark.parametrize(("rate_hz", "largest"), [(0.2, 1), (1.0, 1), (130.0, 130), (16_000.0, BLOCK_SAMPLES_MAX)])
@@ -269,14 +270,14 @@ def test_blocks_of_any_rate_keep_to_the_wires_limit(rate_hz: float, largest: int
     spec = SignalSpec("ecg", rate_hz, ("II",), ("uV",))
     count = 3 * largest + 1
     event = Samples("ecg", 0, {"II": np.arange(count, dtype=np.int32)}, 0)
-    output = run(iter([event]), spec=spec, brain_state=False)
+    output = run(iter([event]), spec=spec, brain_state=None)
     assert [len(block) for block in output.blocks("ecg")] == [largest] * 3 + [1]
     assert np.array_equal(output.column("ecg", "II"), np.arange(count))
 
 
 def test_what_is_not_wanted_is_not_given_out() -> None:
     counts = noise(1_500)
-    assert not run(bursts(counts), brain_state=False).blocks(BRAIN_STATE)
+    assert not run(bursts(counts), brain_state=None).blocks(BRAIN_STATE)
     features_only = run(bursts(counts), raw=False)
     assert not features_only.blocks(EEG)
     assert np.array_equal(features_only.times(BRAIN_STATE), run(bursts(counts)).times(BRAIN_STATE))
@@ -469,7 +470,7 @@ def test_states_that_a_loss_cost_at_the_end_are_on_record_too() -> None:
 
 
 def test_without_states_and_raw_samples_there_is_nothing_to_lose() -> None:
-    assert run(bursts(noise(1_600), lost=[range(1_503, 1_504)]), raw=False, brain_state=False).items == []
+    assert run(bursts(noise(1_600), lost=[range(1_503, 1_504)]), raw=False, brain_state=None).items == []
 
 
 @pytest.mark.parametrize("step_ns", [3_600 * NS_PER_S, 55 * 365 * 86_400 * NS_PER_S])

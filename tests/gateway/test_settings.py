@@ -322,6 +322,8 @@ def test_the_example_is_accepted_uncommented_and_shows_every_key_with_its_defaul
         chosen.uplink,
         chosen.live,
         chosen.live.redis,
+        chosen.features,
+        chosen.features.bands,
         chosen.device[0],
     ]
     for section in shown:
@@ -329,7 +331,7 @@ def test_the_example_is_accepted_uncommented_and_shows_every_key_with_its_defaul
             value = getattr(section, name)
             if type(section) is Device and value is None:
                 assert any(getattr(other, name) is not None for other in chosen.device), f"{name} is not shown"
-            elif default in (None, msgspec.NODEFAULT) or name in {"tls", "redis"}:
+            elif default in (None, msgspec.NODEFAULT) or name in {"tls", "redis", "features", "bands"}:
                 assert value is not None, f"{name} is not shown"
             else:
                 assert value == default, f"{name} is shown with another default"
