@@ -1,4 +1,4 @@
-"""What can go wrong between a BLE device and its host, by chance but seeded: set as a peripheral's `distort`."""
+"""What can go wrong between a device and its host, by chance but seeded: on the air, or on a serial line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from gateway.virtual.serial_line import Firmware
+
 GARBAGE_BYTES_MAX = 19
 """Shorter than a whole packet: what has a packet's length and no checksum cannot be told from one."""
 
 
 @dataclass(slots=True)
 class RadioFaults:
-    """Each a probability for one notification; may be changed at any time. All 0: everything arrives once."""
+    """Each a probability for one notification or packet; may be changed at any time. All 0: everything arrives once."""
 
     seed: int = 1
     loss: float = 0.0
@@ -66,3 +68,25 @@ class RadioFaults:
 
     def _happens(self, probability: float) -> bool:
         return self._random.random() < probability
+
+
+class DistortedFirmware:
+    """A serial device whose packets suffer these faults on their way; its answers to commands do not."""
+
+    def __init__(self, firmware: Firmware, faults: RadioFaults) -> None:
+        self._firmware = firmware
+        self._faults = faults
+
+    @property
+    def streaming(self) -> bool:
+        """See `Firmware`."""
+        return self._firmware.streaming
+
+    def receive(self, data: bytes, now_ns: int) -> bytes:
+        """See `Firmware`."""
+        return self._firmware.receive(data, now_ns)
+
+    def packets_until(self, now_ns: int) -> list[bytes]:
+        """What arrives of the packets that are due."""
+        packets = self._firmware.packets_until(now_ns)
+        return [arriving for packet in packets for arriving in self._faults("", packet)]

@@ -62,7 +62,18 @@ class VirtualSerialLine:
         self._pace: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Open the port. Raises `ConfigError` where the link cannot be made."""
+        """Plug it in, see `plug_in`."""
+        await self.plug_in()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Unplug it."""
+        await self.unplug()
+
+    async def plug_in(self) -> None:
+        """Open the port, a new one each time. Raises `ConfigError` where the link cannot be made."""
         self._master, self._slave = pty.openpty()
         os.set_blocking(self._master, False)
         # Raw before anybody opens it: an echo would come back to the device as a command.
@@ -77,17 +88,17 @@ class VirtualSerialLine:
             self.port = str(self._link)
         asyncio.get_running_loop().add_reader(self._master, self._on_commands)
         self._pace = asyncio.create_task(self._play(), name=f"virtual serial line {self.port}")
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Unplug: a program that has the port open sees it vanish."""
+    async def unplug(self) -> None:
+        """A program that has the port open sees it vanish. Nothing happens where it is unplugged already."""
+        if self._pace is None:
+            return
+        pace, self._pace = self._pace, None
         asyncio.get_running_loop().remove_reader(self._master)
         terminal = os.ttyname(self._slave)
-        if self._pace is not None:
-            self._pace.cancel()
-            await asyncio.gather(self._pace, return_exceptions=True)
+        pace.cancel()
+        await asyncio.gather(pace, return_exceptions=True)
+        self._pending = b""
         self._close_port()
         if self._link is not None:
             await asyncio.to_thread(_remove, self._link, terminal)
