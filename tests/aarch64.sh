@@ -20,7 +20,8 @@ PACKAGES="python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libpytho
 # No own modules of these are compiled here: wheels for Python 3.11 as a Pi gets them.
 WHEELS="numpy scipy pytest pytest-asyncio pytest-timeout psutil hypothesis edfio msgspec cbor2 zstandard tenacity
     influxdb-client"
-TESTS="tests/gateway/signal tests/gateway/devices/test_packets.py tests/cloud_sync/test_line_protocol.py"
+TESTS="tests/gateway/signal tests/gateway/devices/test_packets.py tests/gateway/wire/test_packing.py
+    tests/cloud_sync/test_line_protocol.py"
 
 stop() { printf 'error: %s\n' "$1" >&2; exit 2; }
 

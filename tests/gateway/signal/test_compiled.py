@@ -167,25 +167,6 @@ def test_steps_of_any_length(compiled: ModuleType) -> None:
         start = stop
 
 
-@pytest.mark.timeout(300)
-def test_a_long_run(compiled: ModuleType) -> None:
-    """20,000 steps, all compared."""
-    engine, twin = compiled.FeatureEngine(100.0, 2), numpy_features.FeatureEngine(100.0, 2)
-    rng = np.random.default_rng(4)
-    worst = np.zeros(8)
-    common = np.zeros(1)
-    for _ in range(20_000):
-        common = rng.standard_normal((20, 1)) * 10 + 0.9 * common[-1]
-        uv = common + 10 * rng.standard_normal((20, 2))
-        engine.push(uv)
-        twin.push(uv)
-        found, expected = table([engine.step()])[0], table([twin.step()])[0]
-        if not np.isnan(expected).any():
-            worst = np.maximum(worst, np.abs(found - expected))
-    assert (worst > 0).all()
-    assert worst.max() <= TOLERANCE
-
-
 def test_nothing_of_the_past_stays(compiled: ModuleType) -> None:
     """200,000 steps, some of them 10,000 times as loud: no drift, no memory."""
     uv = mixed(40, 8, seed=5)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.signal
 from numpy.typing import NDArray
 
 from gateway.signal.bands import ALPHA
+from gateway.signal.features import FeatureEngine
 from gateway.signal.phase import PhaseLocking, analytic_filter
 
 RATE_HZ = 250.0
@@ -123,14 +126,17 @@ def reference(samples: NDArray[np.float64], rate_hz: float) -> NDArray[np.comple
     return analytic / np.abs(analytic)
 
 
-@pytest.mark.parametrize("name", ["cyton", "muse", "eegmmidb"])
-def test_against_filtfilt_and_hilbert_over_a_recording(name: str, request: pytest.FixtureRequest) -> None:
-    content, rate_hz = request.getfixturevalue(name)
-    samples = (
-        np.stack([content[k] for k in ("Fp1", "F3", "C3", "Cz", "C4", "P3", "O1", "Oz")], axis=1)
-        if isinstance(content, dict)
-        else content
-    )
+@pytest.fixture(params=["cyton", "muse", "eegmmidb"])
+def recording(request: pytest.FixtureRequest) -> tuple[NDArray[np.float64], float]:
+    """Samples (n, channels) and their rate."""
+    content, rate_hz = request.getfixturevalue(request.param)
+    if isinstance(content, dict):
+        content = np.stack([content[k] for k in ("Fp1", "F3", "C3", "Cz", "C4", "P3", "O1", "Oz")], axis=1)
+    return content, rate_hz
+
+
+def test_against_filtfilt_and_hilbert_over_a_recording(recording: tuple[NDArray[np.float64], float]) -> None:
+    samples, rate_hz = recording
     expected = reference(samples, rate_hz)
     window = round(4 * rate_hz)
     phase = PhaseLocking(rate_hz, samples.shape[1], ALPHA, 4.0)
@@ -148,4 +154,26 @@ def test_against_filtfilt_and_hilbert_over_a_recording(name: str, request: pytes
         found = phase.pairs(phase.ready)
         errors.append(np.abs(found - true)[rows, columns].mean())
     assert len(errors) > 250
+    assert np.mean(errors) <= MEAN_ERROR_MAX
+
+
+def test_the_engines_against_filtfilt_and_hilbert(
+    engine_type: type[FeatureEngine], recording: tuple[NDArray[np.float64], float]
+) -> None:
+    """Engines of two channels, whose mean over pairs is that of the one."""
+    samples, rate_hz = recording
+    expected = reference(samples, rate_hz)
+    window, step = round(4 * rate_hz), round(rate_hz / 5)
+    errors = []
+    for one, other in [(0, 1), (0, 2), (1, 3), (2, 3)]:
+        engine = engine_type(rate_hz, 2)
+        for start in range(0, samples.shape[0] - step + 1, step):
+            engine.push(np.ascontiguousarray(samples[start : start + step, [one, other]]))
+            state = engine.step()
+            instant = start + step - round(engine.latency_s * rate_hz)
+            if state is None or math.isnan(state.plv) or instant < window:
+                continue
+            phases = expected[instant - window : instant]
+            errors.append(abs(state.plv - abs((phases[:, one] * phases[:, other].conj()).mean())))
+    assert len(errors) > 1000
     assert np.mean(errors) <= MEAN_ERROR_MAX
