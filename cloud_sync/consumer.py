@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from cloud_sync import receipts
+from cloud_sync import receipts, time_desk
 from cloud_sync.delivery import Delivery, read
 from cloud_sync.ingest import Ingest, Intake, Outcome
-from gateway.errors import UnavailableError, WardlinkError
+from gateway.errors import UnavailableError, WardlinkError, WireError
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
 from gateway.service import VERSION
 from gateway.wire import control, topics
@@ -55,8 +55,8 @@ goes wrong (no memory, no descriptors) ends the service, and all that is not ack
 
 
 def subscriptions() -> tuple[str, ...]:
-    """Data, losses and requests are shared among the bridges; retained presence and births go to each."""
-    shared = (topics.data("+", "+", "+"), topics.loss("+", "+"), topics.receipt_request("+"))
+    """Data, losses and questions are shared among the bridges; retained presence and births go to each."""
+    shared = (topics.data("+", "+", "+"), topics.loss("+", "+"), topics.receipt_request("+"), topics.time_request("+"))
     return (*(f"$share/{SHARE}/{topic}" for topic in shared), topics.meta("+", "+"), topics.status("+"))
 
 
@@ -168,8 +168,21 @@ class Consumer:
         if not self._is_taking:
             self.session.release(message)
             return
+        if time_desk.is_question(message.topic):
+            self._tell_time(message)
+            return
         self._waiting.append(message)
         self._arrived.set()
+
+    def _tell_time(self, message: Inbound) -> None:
+        try:
+            self.session.publish(time_desk.answer(message, self._bridge))
+        except UnavailableError:
+            pass  # a gateway without an answer asks again
+        except WireError as error:
+            log.warning("question for the time on %s not understood: %s", message.topic, error)
+        message.acknowledge()
+        self.session.release(message)
 
     async def _drain(self) -> None:
         while True:

@@ -39,6 +39,7 @@ from gateway.devices.registry import Driver
 from gateway.errors import RefusedError, UnavailableError, WardlinkError
 from gateway.links.base import Chunk, Link
 from gateway.samples import ACCELERATION, EEG, NS_PER_S, QUALITY, LossRecord, SampleBlock
+from gateway.segment_clock import SegmentClock
 from gateway.settings import Device
 from gateway.signal.conditioning import check_settings
 from gateway.signal.electrodes import Electrode, MotionWatch
@@ -118,7 +119,8 @@ class Acquisition:
         self._host = host
         self._outputs = outputs
         self._newest_ns: dict[str, int] = {}
-        self._segment: Segment | None = None
+        """Newest time (UTC) of each signal, less what held times were put right by: it moves along with them."""
+        self._segment: Segments | None = None
         self._electrodes_told_ns: int | None = None
         self._wait = wait or wait_random_exponential(multiplier=0.25, max=BACKOFF_S_MAX)
         specs = driver.decoder(device.options).signals
@@ -183,12 +185,10 @@ class Acquisition:
     async def _read(self, link: Link) -> None:
         """Read until the link is lost or the data stops. What was complete by then is given out."""
         decoder = self._driver.decoder(self.device.options)
-        segment = Segment(
-            self.read_as, decoder, self.condition.segments, self._host, self._outputs, self._emit, self._newest_ns
-        )
-        self.condition.segments += 1
+        segment = Segments(self.read_as, decoder, self._host, self._outputs, self._emit, self._begin_segment)
         self._segment = segment
         self._change(State.STARTING, "link is open")
+        self._host.on_break.append(segment.finish)
         try:
             await self._handle(decoder.start(), link, segment)
             timeout_s = self._driver.start_timeout_s
@@ -212,8 +212,15 @@ class Acquisition:
                 if isinstance(event, Samples | Missing | Reading):
                     segment.take(event)
             segment.finish()
+            self._host.on_break.remove(segment.finish)
 
-    async def _handle(self, events: Sequence[Event], link: Link, segment: Segment) -> bool:
+    def _begin_segment(self) -> tuple[int, dict[str, int]]:
+        """Number of the next segment, and the newest time (UTC) of each signal, behind which all of it lies."""
+        self.condition.segments += 1
+        shift_ns = self._host.shift_ns
+        return self.condition.segments - 1, {signal: ns + shift_ns for signal, ns in self._newest_ns.items()}
+
+    async def _handle(self, events: Sequence[Event], link: Link, segment: Segments) -> bool:
         """Act on events; True if there was data among them."""
         for event in events:
             match event:
@@ -234,7 +241,7 @@ class Acquisition:
 
     def _emit(self, content: SampleBlock | LossRecord) -> None:
         if isinstance(content, SampleBlock):
-            self._newest_ns[content.signal] = content.last_ns
+            self._newest_ns[content.signal] = content.last_ns - self._host.shift_ns
         self._outputs.emit(content)
 
     def _learn(self, facts: Facts) -> None:
@@ -244,7 +251,7 @@ class Acquisition:
         self._birth = msgspec.structs.replace(self._birth, **known)
         self._outputs.announce(self._birth)
 
-    def _tell_electrodes(self, segment: Segment) -> None:
+    def _tell_electrodes(self, segment: Segments) -> None:
         """Announce how the electrodes are, when it changed and was not announced a moment ago."""
         now_ns = time.monotonic_ns()
         if self._electrodes_told_ns is not None and now_ns - self._electrodes_told_ns < ELECTRODES_TOLD_S * NS_PER_S:
@@ -303,20 +310,25 @@ def _is_worth_another_try(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, RefusedError)
 
 
-class Segment:
-    """The assemblers of one uninterrupted connection: never joined with the one before."""
+class Segments:
+    """The assemblers of one connection: never joined with those of the one before, and made anew where time breaks."""
 
     def __init__(
         self,
         device: Device,
         decoder: Decoder,
-        number: int,
         host: HostClock,
         outputs: Outputs,
         emit: Emit,
-        newest_ns: Mapping[str, int],
+        begin: Callable[[], tuple[int, Mapping[str, int]]],
     ) -> None:
-        """`newest_ns`: newest time (UTC) of each signal so far, behind which all of this segment lies."""
+        """`begin` gives the next segment its number, and the newest time (UTC) of each signal so far."""
+        self._device = device
+        self._specs = decoder.signals
+        self._host = host
+        self._outputs = outputs
+        self._emit = emit
+        self._begin = begin
         self._raw: dict[str, RawAssembler] = {}
         self._motion: MotionWatch | None = None
         self._readings: dict[str, ReadingAssembler] = {}
@@ -324,24 +336,6 @@ class Segment:
         for spec in decoder.signals:
             if spec.signal == ACCELERATION and spec.rate_hz is not None and set(spec.units) == {"[g]"}:
                 self._motion = MotionWatch(spec.rate_hz)
-        for spec in decoder.signals:
-            if spec.rate_hz is None:
-                self._readings[spec.signal] = ReadingAssembler(
-                    device.serial, spec.signal, number, host, emit, newest_ns.get(spec.signal)
-                )
-                continue
-            self._raw[spec.signal] = RawAssembler(
-                device.serial,
-                spec,
-                number,
-                host,
-                emit,
-                raw=device.raw,
-                brain_state=device.features.settings() if device.brain_state else None,
-                on_state=partial(outputs.on_state, device),
-                after_ns=newest_ns,
-                motion=self._motion,
-            )
 
     @property
     def electrodes(self) -> dict[str, Electrode]:
@@ -350,6 +344,8 @@ class Segment:
 
     def take(self, event: Samples | Missing | Reading) -> None:
         """Put one event where it belongs."""
+        if not (self._raw or self._readings):
+            self._assemble()
         if isinstance(event, Reading):
             self._together.setdefault(event.signal, []).append(event)
             return
@@ -365,7 +361,32 @@ class Segment:
             self._readings[signal].take(readings)
 
     def finish(self) -> None:
-        """The connection is over: give out what is there."""
+        """The segment is over: give out what is there."""
         self.flush_readings()
         for assembler in self._raw.values():
             assembler.finish()
+        self._raw, self._readings = {}, {}
+
+    def _assemble(self) -> None:
+        number, newest_ns = self._begin()
+        device, emit = self._device, self._emit
+        clock = SegmentClock(self._host, max(newest_ns.values(), default=None))
+        for spec in self._specs:
+            if spec.rate_hz is None:
+                after_ns = newest_ns.get(spec.signal)
+                self._readings[spec.signal] = ReadingAssembler(
+                    device.serial, spec.signal, number, clock, emit, after_ns
+                )
+                continue
+            self._raw[spec.signal] = RawAssembler(
+                device.serial,
+                spec,
+                number,
+                clock,
+                emit,
+                raw=device.raw,
+                brain_state=device.features.settings() if device.brain_state else None,
+                on_state=partial(self._outputs.on_state, device),
+                after_ns=newest_ns,
+                motion=self._motion,
+            )

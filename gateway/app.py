@@ -14,7 +14,6 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from gateway import config, kernels, settings, status
 from gateway.acquisition import Acquisition, Outputs, State, utc_text
-from gateway.clock import HostClock
 from gateway.devices import packets
 from gateway.devices.registry import DRIVERS, Asked
 from gateway.errors import DamagedError, UnavailableError
@@ -26,6 +25,7 @@ from gateway.signal.features import Features
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Store
+from gateway.timekeeper import Timekeeper
 from gateway.uplink.uplink import Uplink
 from gateway.uplink.window import Window
 from gateway.wire import packing
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLOCK_REFRESH_S = 1.0
 STATUS_S = 5.0
 COMMIT_STALL_S = 60.0
 """A commit that is under way for so long without an error is a hung disk: the watchdog may restart us."""
@@ -69,11 +68,17 @@ class Gateway:
     def __init__(self, chosen: Settings) -> None:
         name = chosen.gateway.id
         self._service = Service()
-        self._host = HostClock()
         self._started = utc_text(time.time_ns())
         spool = chosen.spool
         self.outbox = Outbox(
             make_store(chosen), name, Limits(spool.commit_interval_s, spool.commit_blocks, spool.bytes_max)
+        )
+        self.time = Timekeeper(
+            self.outbox,
+            name,
+            Path(chosen.gateway.state_dir),
+            hold_s=chosen.clock.hold_s,
+            is_online=lambda: self.uplink is not None and self.uplink.session.connected.is_set(),
         )
         self._broker = settings.broker(chosen)
         self._live = _make_live(chosen)
@@ -94,8 +99,10 @@ class Gateway:
             name,
             window=Window(delay_s=uplink.backlog_delay_s, bytes_max=uplink.window_bytes_max),
             resend_after_s=uplink.resend_after_s,
+            clock=self.time.clock,
+            trust_bridge=self._settings.clock.trust_bridge,
         )
-        self._outputs = Outputs(self.outbox.append, self.uplink.announce, self._show)
+        self._outputs = Outputs(self.time.accept, self.uplink.announce, self._show)
         for device in self._settings.device:
             if not isinstance(DRIVERS[device.driver].line, Asked):
                 self._add(device, Reach(DRIVERS[device.driver], link_maker(device)))
@@ -107,7 +114,7 @@ class Gateway:
             running = [
                 tasks.create_task(self.outbox.run()),
                 tasks.create_task(self.uplink.run()),
-                tasks.create_task(self._refresh_clock()),
+                tasks.create_task(self.time.run()),
                 tasks.create_task(self._report()),
                 tasks.create_task(self._write_status()),
                 tasks.create_task(self._service.watch(lambda: self.outbox.stalled_s() < COMMIT_STALL_S)),
@@ -133,7 +140,7 @@ class Gateway:
 
     def _add(self, device: Device, found: Reach) -> Acquisition:
         name = self._settings.gateway.id
-        self.acquisitions.append(Acquisition(name, device, found.driver, found.link, self._host, self._outputs))
+        self.acquisitions.append(Acquisition(name, device, found.driver, found.link, self.time.clock, self._outputs))
         return self.acquisitions[-1]
 
     async def _ask_and_read(self, device: Device) -> None:
@@ -160,11 +167,6 @@ class Gateway:
             from gateway.live.redis_live import Wearer  # noqa: PLC0415 - loaded already, when there is a live view
 
             self._live.show(Wearer(device.user_id, device.session_id), features)
-
-    async def _refresh_clock(self) -> None:
-        while True:
-            await asyncio.sleep(CLOCK_REFRESH_S)
-            self._host.refresh()
 
     async def _report(self) -> None:
         while True:
@@ -196,8 +198,15 @@ class Gateway:
             running=running,
             devices=[*(_device_status(one) for one in self.acquisitions), *self._unanswered()],
             outbox=status.OutboxStatus(holding.rows, holding.size, self.outbox.problem),
+            clock=self._clock_status(),
             broker=status.BrokerStatus(connected, "" if connected else str(session.last_error or "")),
             implementations=IMPLEMENTATIONS,
+        )
+
+    def _clock_status(self) -> status.ClockStatus:
+        clock = self.time.clock
+        return status.ClockStatus(
+            clock.known.state.value, clock.known.error_ns, self.time.source.value, clock.is_held, self.time.waiting
         )
 
     def _unanswered(self) -> list[status.DeviceStatus]:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.clock import HostClock
 from gateway.devices.base import Missing, Reading, Samples, SignalSpec
 from gateway.sample_clock import SampleClock, TimeLine
 from gateway.samples import (
@@ -27,6 +26,7 @@ from gateway.samples import (
     LossRecord,
     SampleBlock,
 )
+from gateway.segment_clock import UtcClock
 from gateway.signal.bands import FeatureSettings
 from gateway.signal.electrodes import Electrode, ElectrodeWatch, MotionWatch
 from gateway.signal.features import Features
@@ -62,7 +62,7 @@ class RawAssembler:
         device: str,
         spec: SignalSpec,
         segment: int,
-        host: HostClock,
+        host: UtcClock,
         emit: Emit,
         *,
         raw: bool = True,
@@ -95,7 +95,8 @@ class RawAssembler:
         self._count = 0
         self._placed_through: int | None = None
         """The newest sample that has a time."""
-        self._steps_seen = host.steps
+        self._newest_ns: int | None = None
+        """That time (UTC) less what held times were put right by, of the last block."""
         self._motion = motion
         self._watch = ElectrodeWatch(spec.rate_hz, len(spec.channels)) if spec.signal == EEG else None
         self._states = (
@@ -144,11 +145,6 @@ class RawAssembler:
         if isinstance(event, Missing):
             self._lose(event)
             return
-        if self._host.steps != self._steps_seen:
-            self._steps_seen = self._host.steps
-            if self._states:
-                self._states.finish()
-                self._states.interrupt()
         start = 0
         while start < len(event):
             line = self._begin_block(event.index + start) if self._line is None else self._line
@@ -191,10 +187,13 @@ class RawAssembler:
         names = self._spec.channels
         columns: dict[str, Column] = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
         columns[QUALITY] = quality_bits(np.concatenate(bad) if self._watch is None else self._watch.marked(count))
-        start_ns = self._host.utc_ns(line.at(first))
+        wanted_ns = start_ns = self._host.utc_ns(line.at(first))
+        if self._newest_ns is not None:  # the host's time may be on its way back, slower than it runs
+            start_ns = max(start_ns, self._newest_ns + self._host.shift_ns + 1)
         times_ns = start_ns + line.period_ns * np.arange(count, dtype=np.int64)
+        self._newest_ns = int(times_ns[-1]) - self._host.shift_ns
         stamp = self._host.stamp
-        clock = ClockStamp(stamp.state, stamp.error_ns + line.error_ns)
+        clock = ClockStamp(stamp.state, stamp.error_ns + line.error_ns + start_ns - wanted_ns)
         self._emit(
             SampleBlock(self._device, self._spec.signal, times_ns, columns, clock, self._segment, parts[0].scales)
         )
@@ -222,14 +221,15 @@ class ReadingAssembler:
     """Readings of a device that reports when it likes: a block for what came together."""
 
     def __init__(
-        self, device: str, signal: str, segment: int, host: HostClock, emit: Emit, after_ns: int | None = None
+        self, device: str, signal: str, segment: int, host: UtcClock, emit: Emit, after_ns: int | None = None
     ) -> None:
         self._device = device
         self._signal = signal
         self._segment = segment
         self._host = host
         self._emit = emit
-        self._last_ns = -(2**63) if after_ns is None else after_ns
+        self._last_ns = -(2**63) if after_ns is None else after_ns - host.shift_ns
+        """Newest time, less what held times were put right by."""
 
     def take(self, readings: Sequence[Reading]) -> None:
         """Take readings that came together, oldest first."""
@@ -238,8 +238,8 @@ class ReadingAssembler:
         times: list[int] = []
         for reading in readings:
             # beats are stamped back from a notification's arrival, whose jitter must not turn their order round
-            self._last_ns = max(self._host.utc_ns(reading.arrival_ns), self._last_ns + 1)
-            times.append(self._last_ns)
+            self._last_ns = max(self._host.utc_ns(reading.arrival_ns) - self._host.shift_ns, self._last_ns + 1)
+            times.append(self._last_ns + self._host.shift_ns)
         names = sorted({name for reading in readings for name in reading.fields})
         columns: Mapping[str, Column] = {
             name: np.array([reading.fields.get(name, math.nan) for reading in readings]) for name in names

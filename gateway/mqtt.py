@@ -110,7 +110,7 @@ class MqttSession:
                 await self._hold(context, attempt.retry_state)
 
     def publish(self, message: Outbound) -> asyncio.Future[None]:
-        """Publish with QoS 1; the future is done when the broker has acknowledged.
+        """Publish; the future is done when the broker has acknowledged, with QoS 0 when the message is on its way.
 
         Raises `UnavailableError` at once where there is no connection; the future fails with one when it is lost or
         the broker declines, and with `RefusedError` where the message is larger than the broker takes.

@@ -23,9 +23,15 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from gateway.errors import RefusedError, UnavailableError
-from gateway.mqtt_messages import MESSAGE_OVERHEAD_BYTES, Hello, Inbound, Intake, Outbound
+from gateway.mqtt_messages import (
+    MESSAGE_OVERHEAD_BYTES,
+    QOS_AT_LEAST_ONCE,
+    Hello,
+    Inbound,
+    Intake,
+    Outbound,
+)
 
-QOS_AT_LEAST_ONCE = 1
 KEEPALIVE_S = 10
 """What the broker is told: it gives a silent client up after one and a half of these. Pings go out twice as often."""
 PINGS_UNANSWERED_MAX = 2
@@ -159,10 +165,13 @@ class Connection:
 
     def _send(self, message: Outbound, answer: asyncio.Future[None]) -> None:
         properties = _properties(message, PacketTypes.PUBLISH)
-        info = self._client.publish(message.topic, message.payload, QOS_AT_LEAST_ONCE, message.retain, properties)
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if info.rc == paho.MQTT_ERR_SUCCESS:
-            self._inflight[info.mid] = answer
             self._handed_bytes += len(message.payload) + MESSAGE_OVERHEAD_BYTES
+            if message.qos == QOS_AT_LEAST_ONCE:
+                self._inflight[info.mid] = answer
+            else:
+                answer.set_result(None)
         else:
             _fail(answer, UnavailableError(f"broker did not take a message: {paho.error_string(info.rc)}"))
 

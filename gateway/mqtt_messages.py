@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+QOS_AT_MOST_ONCE = 0
+QOS_AT_LEAST_ONCE = 1
 MESSAGE_OVERHEAD_BYTES = 512
 """What a message in memory takes beside its payload: topic, properties, objects."""
 
@@ -20,6 +22,7 @@ class Outbound:
     retain: bool = False
     gives_way: bool = False
     """Whether later messages that do not may overtake it, until it is handed to the socket."""
+    qos: int = QOS_AT_LEAST_ONCE
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -66,6 +66,15 @@ class Uplink(Section, frozen=True):
     """How long a gateway that is asked to stop waits for the receipts of what it has."""
 
 
+class Clock(Section, frozen=True):
+    """What to do while the host's clock is not synchronised."""
+
+    hold_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] = 600.0
+    """How long blocks are held back for their right time while the broker is there; 0: never, they go out marked."""
+    trust_bridge: bool = False
+    """Take the time from a bridge whose own clock is not synchronised, as if it were."""
+
+
 class LiveRedis(Section, frozen=True):
     """The cache of newest states for pages and feedback; all of it can be lost with no harm."""
 
@@ -125,6 +134,7 @@ class Settings(Section, frozen=True):
     mqtt: Mqtt
     spool: Spool = Spool()
     uplink: Uplink = Uplink()
+    clock: Clock = Clock()
     live: Live = Live()
     features: Features = Features()
     """How the brain state is computed; `load` has put it beneath that of each device."""

@@ -12,7 +12,6 @@ from dataclasses import astuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.clock import HostClock
 from gateway.devices.base import SignalSpec
 from gateway.sample_clock import TimeLine
 from gateway.samples import (
@@ -21,20 +20,16 @@ from gateway.samples import (
     BRAIN_STATE_PERIOD_NS,
     NS_PER_S,
     ClockStamp,
-    ClockState,
     Column,
     LossCause,
     LossRecord,
     SampleBlock,
 )
+from gateway.segment_clock import UtcClock
 from gateway.signal.bands import DEFAULT_SETTINGS, FeatureSettings
 from gateway.signal.features import FeatureEngine, Features
 
 Emit = Callable[[SampleBlock | LossRecord], None]
-
-_BEST = ClockStamp(ClockState.SYNCED, 0)
-_TRUST = (ClockState.SYNCED, ClockState.UNKNOWN, ClockState.UNSYNCED)
-"""From the most to the least trustworthy."""
 
 
 class StateAssembler:
@@ -42,7 +37,8 @@ class StateAssembler:
 
     A step is taken when the newest sample before a grid point, less the features' latency, has come: so the times
     are exactly 200 ms apart for as long as the stream lasts, whatever the device's rate and drift, and the window
-    is true to within a sample.
+    is true to within a sample. Where held times are put right, the whole grid moves with them: it keeps its phase.
+    All times in here are UTC less `shift_ns`.
     """
 
     def __init__(
@@ -50,7 +46,7 @@ class StateAssembler:
         device: str,
         segment: int,
         spec: SignalSpec,
-        host: HostClock,
+        host: UtcClock,
         emit: Emit,
         on_state: Callable[[Features], None],
         after_ns: int | None = None,
@@ -72,8 +68,10 @@ class StateAssembler:
         self._engine = FeatureEngine(spec.rate_hz, len(spec.channels), settings)
         self._latency_ns = round(self._engine.latency_s * NS_PER_S)
         self._due_ns: int | None = None
-        """Grid point of the next state, UTC."""
-        self._after_ns = after_ns
+        """Grid point of the next state."""
+        self._phase_ns: int | None = None
+        """A grid point: of whole 200 ms of UTC, as they were when the segment began."""
+        self._after_ns = None if after_ns is None else after_ns - host.shift_ns
         """Grid point that a state already has."""
         self._records_losses = records_losses
         self._given = False
@@ -83,18 +81,22 @@ class StateAssembler:
         self._line_error_ns = 0
         self._times: list[int] = []
         self._rows: list[tuple[float, ...]] = []
-        self._stamp = _BEST
-        """The trust that the least trustworthy of the rows deserves: the clock may be set before they are given out."""
+        self._error_ns = 0
+        """Bound of the axis' own error, of all rows."""
 
     def push(self, index: int, uv: NDArray[np.float64], bad: NDArray[np.bool_], line: TimeLine) -> None:
         """Take the next samples, (n, channels) in uV and whether unusable, from `index` on this line."""
         # the window ends with the last sample before the grid point: up to a period too early
         self._line_error_ns = line.error_ns + line.period_ns
-        start_ns = self._host.utc_ns(line.at(index))
+        shift_ns = self._host.shift_ns
+        start_ns = self._host.utc_ns(line.at(index)) - shift_ns
         if self._due_ns is None:
-            self._due_ns = _grid_after(start_ns - self._latency_ns)
+            earliest_ns = start_ns - self._latency_ns
             if self._after_ns is not None:
-                self._due_ns = max(self._due_ns, self._after_ns + BRAIN_STATE_PERIOD_NS)
+                earliest_ns = max(earliest_ns, self._after_ns + 1)
+            if self._phase_ns is None:
+                self._phase_ns = -shift_ns
+            self._due_ns = _grid_after(earliest_ns - self._phase_ns) + self._phase_ns
         done = 0
         while done < len(uv):
             # samples up to and including the last one that is not later than the grid point's own window end
@@ -125,10 +127,11 @@ class StateAssembler:
             return
         table = np.array(self._rows, dtype=np.float64)
         columns: dict[str, Column] = {name: table[:, k].copy() for k, name in enumerate(BRAIN_STATE_FIELDS)}
-        times_ns = np.array(self._times, dtype=np.int64)
-        stamp = self._stamp
-        self._times, self._rows, self._stamp = [], [], _BEST
-        self._emit(SampleBlock(self._device, BRAIN_STATE, times_ns, columns, stamp, self._segment))
+        times_ns = np.array(self._times, dtype=np.int64) + self._host.shift_ns
+        stamp = self._host.stamp
+        clock = ClockStamp(stamp.state, stamp.error_ns + self._error_ns)
+        self._times, self._rows, self._error_ns = [], [], 0
+        self._emit(SampleBlock(self._device, BRAIN_STATE, times_ns, columns, clock, self._segment))
 
     def _step(self) -> None:
         assert self._due_ns is not None
@@ -138,11 +141,11 @@ class StateAssembler:
             self._given = True
             self._times.append(self._due_ns)
             self._rows.append(astuple(state))
-            self._stamp = _worse(self._stamp, self._host.stamp, self._line_error_ns)
+            self._error_ns = max(self._error_ns, self._line_error_ns)
             self._after_ns = self._due_ns
             self._on_state(state)
         self._due_ns += BRAIN_STATE_PERIOD_NS
-        if self._due_ns % NS_PER_S == 0:
+        if (self._due_ns + self._host.shift_ns) % NS_PER_S < BRAIN_STATE_PERIOD_NS:
             self.flush()
 
     def _record_loss(self) -> None:
@@ -150,14 +153,9 @@ class StateAssembler:
         first_ns, self._lost_from_ns = self._lost_from_ns, None
         if first_ns is None or self._due_ns is None or self._due_ns <= first_ns:
             return
-        last_ns = self._due_ns - BRAIN_STATE_PERIOD_NS
         count = (self._due_ns - first_ns) // BRAIN_STATE_PERIOD_NS
+        first_ns, last_ns = (ns + self._host.shift_ns for ns in (first_ns, self._due_ns - BRAIN_STATE_PERIOD_NS))
         self._emit(LossRecord(self._device, BRAIN_STATE, LossCause.RADIO, first_ns, last_ns, count))
-
-
-def _worse(so_far: ClockStamp, host: ClockStamp, line_error_ns: int) -> ClockStamp:
-    state = max(so_far.state, host.state, key=_TRUST.index)
-    return ClockStamp(state, max(so_far.error_ns, host.error_ns + line_error_ns))
 
 
 def _grid_after(time_ns: int) -> int:

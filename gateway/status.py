@@ -46,7 +46,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     since: str
     """Of the last change of state: UTC, ISO 8601."""
     segments: int
-    """Connections that were made since the gateway started."""
+    """Uninterrupted runs of data since the gateway started."""
     rejected_bytes: int
     electrodes: list[ElectrodeStatus] = msgspec.field(default_factory=list)
     """Empty for a device that has none, or that gives no data now."""
@@ -59,6 +59,21 @@ class OutboxStatus(msgspec.Struct, frozen=True):
     bytes: int
     problem: str
     """Why commits fail now; empty when they do not."""
+
+
+class ClockStatus(msgspec.Struct, frozen=True):
+    """How far the time is known."""
+
+    state: str
+    """`synced`, `unsynced` or `unknown`: the host cannot tell."""
+    error_ns: int
+    """Bound of its error, ns; of a clock that is not synced it may be more."""
+    source: str
+    """Who told the time: `ntp`, `bridge` or `none`."""
+    holds: bool
+    """Whether blocks are held back until the time is known."""
+    waiting: int
+    """Blocks that are."""
 
 
 class BrokerStatus(msgspec.Struct, frozen=True):
@@ -80,6 +95,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     """False in what a gateway that was asked to stop leaves behind."""
     devices: list[DeviceStatus]
     outbox: OutboxStatus
+    clock: ClockStatus
     broker: BrokerStatus
     implementations: dict[str, str]
     """Which implementation runs of what has several."""

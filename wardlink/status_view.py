@@ -9,7 +9,7 @@ import msgspec
 
 from gateway import settings, status
 from gateway.errors import EXIT_FAILURE, EXIT_OK, UnavailableError
-from gateway.samples import ElectrodeState
+from gateway.samples import NS_PER_S, ElectrodeState
 from wardlink.terminal import harmless, show_rows
 
 RUN_HINT = "systemctl status wardlink-gateway; journalctl -u wardlink-gateway"
@@ -40,6 +40,7 @@ def show(config: Path, *, as_json: bool) -> int:
     print(f"outbox: {outbox.rows} blocks, {outbox.bytes} bytes wait for their receipt")
     if outbox.problem:
         print(f"outbox: NOTHING IS ACCEPTED NOW: {outbox.problem}")
+    print(_clock_line(found.clock))
     print(f"broker: {'connected' if broker.connected else f'away: {broker.last_error}'}")
     print("; ".join(f"{part}: {name}" for part, name in found.implementations.items()))
     return EXIT_OK if fresh else EXIT_FAILURE
@@ -54,6 +55,12 @@ def _electrodes(electrodes: list[status.ElectrodeStatus]) -> str:
         if each.state != ElectrodeState.OK
     ]
     return harmless("; ".join([f"{ok} of {len(electrodes)} ok", *bad]))
+
+
+def _clock_line(clock: status.ClockStatus) -> str:
+    source = {"ntp": "by the system's time service", "bridge": "by a bridge"}.get(clock.source, "by nobody")
+    line = f"clock: {clock.state}, told {source}, good to {clock.error_ns / NS_PER_S:.3f} s"
+    return f"{line}; {clock.waiting} blocks WAIT FOR THE TIME" if clock.holds or clock.waiting else line
 
 
 def _headline(found: status.GatewayStatus, age_s: float, *, fresh: bool) -> str:

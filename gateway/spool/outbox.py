@@ -21,7 +21,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from gateway.errors import UnavailableError
 from gateway.samples import LOSS, LossCause, LossRecord, SampleBlock
-from gateway.spool import retention
+from gateway.spool import retention, stamping
+from gateway.spool.stamping import Final
 from gateway.spool.store import (
     DamagedRow,
     EpochKey,
@@ -91,6 +92,8 @@ class Outbox:
         """Why commits fail now; empty when they do not."""
         self.on_commit: Callable[[], None] = lambda: None
         """Called in the event loop after every commit."""
+        self.on_old_rows: Callable[[int, int], None] = lambda _after, _through: None
+        """Called before that where rows with after < id <= through are older than their ids say."""
 
     async def open(self) -> None:
         """Open the store. Raises `UnavailableError`, `DamagedError`, `ConfigError`."""
@@ -162,6 +165,22 @@ class Outbox:
             last = found[-1]
             after = last.id if isinstance(last, StoredRow) else last.held.id
         return rows
+
+    async def stamp(self, final: Final, limit: int) -> int:
+        """Give the oldest rows with provisional times their final ones, in one durable step; returns how many it were.
+
+        Raises `UnavailableError`, after which nothing has changed.
+        """
+        async with self._stepping:
+            before = self._holding.last_id
+            try:
+                count, damaged = await self._in_thread(stamping.stamp, self._store, final, limit, {*self._given_up})
+            finally:  # a step whose wait was cancelled has happened all the same
+                self._look()
+                self.on_old_rows(before, self._holding.last_id)
+        self._give_up_damaged(damaged)
+        self.on_commit()
+        return count
 
     async def forget(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
         """A receipt came: forget these sequences. Returns the ids that are gone. Raises `UnavailableError`."""

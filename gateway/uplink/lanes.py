@@ -36,12 +36,21 @@ class Lanes:
         self._backlog: list[tuple[int, int]] = [(0, last_id)] if last_id else []
         """Spans (after, through], in order, that do not touch."""
         self._live_after = last_id
+        self._old: list[tuple[int, int]] = []
+        """Spans behind `_live_after` that are no live data, in order."""
 
     def interrupt(self, last_id: int) -> None:
         """The connection was away: what was accepted meanwhile is backlog."""
         if last_id > self._live_after:
             self._add([(self._live_after, last_id)])
             self._live_after = last_id
+            self._old.clear()
+
+    def defer(self, after: int, through: int) -> None:
+        """Rows with after < id <= through are old, though they have just got these ids: they are backlog."""
+        if through > after >= self._live_after:
+            self._add([(after, through)])
+            self._old.append((after, through))
 
     def put_back(self, ids: Iterable[int]) -> None:
         """These were sent and must be sent again."""
@@ -49,7 +58,10 @@ class Lanes:
 
     def live(self, last_id: int) -> Span | None:
         """Rows accepted since the connection stands and not yet sent."""
-        return Span(Lane.LIVE, self._live_after, last_id) if last_id > self._live_after else None
+        while self._old and self._old[0][0] == self._live_after:
+            self._live_after = self._old.pop(0)[1]
+        through = self._old[0][0] if self._old else last_id
+        return Span(Lane.LIVE, self._live_after, through) if through > self._live_after else None
 
     def backlog(self) -> Span | None:
         """The oldest rows that wait."""

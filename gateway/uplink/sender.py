@@ -55,6 +55,10 @@ class Sender:
         """Whether resending makes sense: nobody receipts what nobody reads."""
         self.resent = 0
 
+    def defer(self, after: int, through: int) -> None:
+        """Rows with after < id <= through are older than their ids say: they must not delay live data."""
+        self._lanes.defer(after, through)
+
     def wake(self) -> None:
         """There may be something to send."""
         self._wake.set()

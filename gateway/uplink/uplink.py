@@ -1,4 +1,4 @@
-"""The gateway's end of MQTT: presence, births of devices, receipts, and the sender that drains the outbox."""
+"""The gateway's end of MQTT: presence, births of devices, receipts, the time, and the sender that drains the outbox."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 
+from gateway.clock import HostClock
 from gateway.errors import UnavailableError, WireError
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
 from gateway.service import VERSION
 from gateway.spool.outbox import Outbox
 from gateway.uplink.sender import Sender
+from gateway.uplink.time_exchange import TimeExchange
 from gateway.uplink.window import Window
 from gateway.wire import control, topics
 from gateway.wire.control import ControlMessage
@@ -33,7 +35,18 @@ WANTED_MAX = 512
 class Uplink:
     """One gateway's connection to the cloud."""
 
-    def __init__(self, outbox: Outbox, broker: Broker, gateway: str, *, window: Window, resend_after_s: float) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        broker: Broker,
+        gateway: str,
+        *,
+        window: Window,
+        resend_after_s: float,
+        clock: HostClock | None = None,
+        trust_bridge: bool = False,
+    ) -> None:
+        """`clock`: what a bridge may tell the time, see `gateway.uplink.time_exchange`."""
         self._outbox = outbox
         self._gateway = gateway
         self._births: dict[str, DeviceMeta] = {}
@@ -42,15 +55,17 @@ class Uplink:
         self._asking = asyncio.Event()
         self.session = MqttSession(
             broker,
-            on_message=self._inbox.put_nowait,
+            on_message=self._arrive,
             on_connect=self._on_connect,
-            subscriptions=[topics.receipt(gateway), topics.bridge_status("+")],
+            subscriptions=[topics.receipt(gateway), topics.time(gateway), topics.bridge_status("+")],
             will=_control(topics.status(gateway), self._status(online=False), retain=True),
             receive_maximum=RECEIPTS_MAX,
             bytes_unacknowledged_max=RECEIPTS_BYTES_MAX,
         )
         self.sender = Sender(outbox, self.session, gateway, window=window, resend_after_s=resend_after_s)
+        self.time = TimeExchange(self.session, gateway, clock, trust_bridge=trust_bridge) if clock else None
         outbox.on_commit = self.sender.wake
+        outbox.on_old_rows = self.sender.defer
 
     def announce(self, birth: DeviceMeta) -> None:
         """Tell, now and on every connection, what a device is and how it is."""
@@ -66,6 +81,8 @@ class Uplink:
                 tasks.create_task(self.sender.run())
                 tasks.create_task(self._read())
                 tasks.create_task(self._ask())
+                if self.time:
+                    tasks.create_task(self.time.run())
         finally:
             self.sender.bridge_present = False
 
@@ -95,6 +112,17 @@ class Uplink:
             self.session.publish(message)
         except UnavailableError:
             return  # retained messages are published again on every connection
+
+    def _arrive(self, message: Inbound) -> None:
+        if self.time is None or message.topic != topics.time(self._gateway):
+            self._inbox.put_nowait(message)
+            return
+        try:
+            self.time.take(message)  # at once: the time that it waits is its error
+        except WireError as error:
+            log.error("message on %s not understood: %s", message.topic, error)
+        message.acknowledge()
+        self.session.release(message)
 
     async def _read(self) -> None:
         while True:

@@ -76,7 +76,7 @@ def cost(devices: tuple[str, ...]) -> tuple[float, float]:
 def configured(folder: Path, places: dict[str, dict[str, str]]) -> Path:
     """A configuration for these devices and for a broker that is not there."""
     text = f'[gateway]\nid = "bench"\nstate_dir = "{folder}/state"\n'
-    text += '[mqtt]\nhost = "127.0.0.1"\nport = 1\ntls = false\n'
+    text += '[mqtt]\nhost = "127.0.0.1"\nport = 1\ntls = false\n[clock]\nhold_s = 0\n'
     for serial, place in places.items():
         where = "port" if "port" in place else "address"
         text += f'[[device]]\ndriver = "{place["driver"]}"\nserial = "{serial}"\n{where} = "{place[where]}"\n'

@@ -104,6 +104,8 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
             port = {broker.port}
             username = "{GATEWAY}"
             tls = false
+            [clock]
+            hold_s = 0
             {more}
         """
         if devices:

@@ -21,7 +21,7 @@ from gateway.devices.registry import DRIVERS
 from gateway.errors import DamagedError, UnavailableError
 from gateway.links.base import Link
 from gateway.settings import Device
-from gateway.status import BrokerStatus, DeviceStatus, ElectrodeStatus, GatewayStatus, OutboxStatus
+from gateway.status import BrokerStatus, ClockStatus, DeviceStatus, ElectrodeStatus, GatewayStatus, OutboxStatus
 from wardlink import cli
 
 pytestmark = pytest.mark.timeout(60)
@@ -31,9 +31,15 @@ ROOT = Path(__file__).parents[2]
 DEVICE = DeviceStatus("CYTON-1", "cyton", "/dev/x", "waiting", "no such port", "2026-01-01T00:00:00+00:00", 3, 17)
 
 
-def said(written: datetime, *, running: bool = True, problem: str = "", away: str = "") -> GatewayStatus:
+CLOCK = ClockStatus("synced", 12_345_678, "ntp", holds=False, waiting=0)
+
+
+def said(
+    written: datetime, *, running: bool = True, problem: str = "", away: str = "", clock: ClockStatus = CLOCK
+) -> GatewayStatus:
     outbox, broker = OutboxStatus(5, 1234, problem), BrokerStatus(not away, away)
-    return GatewayStatus("gw-1", 42, written.isoformat(), running, [DEVICE], outbox, broker, {"features": "numpy"})
+    kernels = {"features": "numpy"}
+    return GatewayStatus("gw-1", 42, written.isoformat(), running, [DEVICE], outbox, clock, broker, kernels)
 
 
 @pytest.fixture
@@ -63,7 +69,9 @@ def test_a_gateway_that_runs(config: Path, tmp_path: Path, capsys: pytest.Captur
     for word in ("CYTON-1", "waiting", "no such port", "2026-01-01T00:00:00+00:00", " 17 "):
         assert word in out
     assert "was waiting" not in out
-    assert "outbox: 5 blocks, 1234 bytes wait for their receipt\nbroker: away: refused\nfeatures: numpy\n" in out
+    assert "outbox: 5 blocks, 1234 bytes wait for their receipt\n" in out
+    assert "\nclock: synced, told by the system's time service, good to 0.012 s\n" in out
+    assert "\nbroker: away: refused\nfeatures: numpy\n" in out
     code, out, _ = show(config, capsys, "--json")
     found = json.loads(out)
     assert code == 0
@@ -114,7 +122,8 @@ def test_an_outbox_that_takes_nothing(config: Path, tmp_path: Path, capsys: pyte
     status.write(tmp_path / "state", said(datetime.now(UTC), problem="disk is full"))
     code, out, _ = show(config, capsys)
     assert code == 0
-    assert "outbox: NOTHING IS ACCEPTED NOW: disk is full\nbroker: connected\n" in out
+    assert "outbox: NOTHING IS ACCEPTED NOW: disk is full\n" in out
+    assert "broker: connected\n" in out
 
 
 def test_one_that_never_ran(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +194,7 @@ def test_the_gateway_writes_it_while_it_runs_and_when_it_ends(config: Path, tmp_
     assert last is not None
     assert not last.running
     left = {file.name for file in (tmp_path / "state").iterdir() if not file.name.startswith("outbox.db")}
-    assert left == {"status.json"}
+    assert left == {"status.json", "clock.json"}
 
 
 # --- the states

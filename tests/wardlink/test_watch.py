@@ -34,7 +34,7 @@ from gateway.samples import (
     SampleBlock,
 )
 from gateway.signal.electrodes import Electrode
-from gateway.status import BrokerStatus, DeviceStatus, GatewayStatus, OutboxStatus
+from gateway.status import BrokerStatus, ClockStatus, DeviceStatus, GatewayStatus, OutboxStatus
 from gateway.virtual.bluetoothctl import bluetoothctl_stub
 from gateway.virtual.bluez import VirtualBlueZ
 from gateway.virtual.cyton import CytonFirmware
@@ -114,6 +114,7 @@ async def service_says(config: Path, written: datetime, *, running: bool = True)
         running,
         [device, strap],
         OutboxStatus(0, 0, ""),
+        ClockStatus("synced", 1_000, "ntp", holds=False, waiting=0),
         BrokerStatus(connected=True, last_error=""),
         {},
     )

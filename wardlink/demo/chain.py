@@ -44,6 +44,10 @@ tls = false
 [uplink]
 resend_after_s = {resend_after_s}
 
+[clock]
+# Whether this machine's clock is synchronised or not: the demo shows its data at once.
+hold_s = 0
+
 [live.redis]
 url = "{redis_url}"
 """
