@@ -173,8 +173,8 @@ async def test_duplicates(play: Play) -> None:
 async def test_garbage(play: Play, twin: str) -> None:
     signal = EEG if twin == "cyton" else "ppg"
     async with play(twin, "--garbage", "0.2") as heard:
-        await until(lambda: heard.counts[signal] >= 250)
-    assert heard.acquisition.condition.rejected_bytes > 50
+        await until(lambda: heard.counts[signal] >= 500)
+    assert heard.acquisition.condition.rejected_bytes > 500
 
 
 async def test_half_packets(play: Play) -> None:
