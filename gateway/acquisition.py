@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -83,6 +84,10 @@ class Condition:
     """When that was, CLOCK_MONOTONIC in ns: a clock that is set later does not make it wrong."""
     segments: int = 0
     rejected_bytes: int = 0
+    samples: Counter[str] = field(default_factory=Counter)
+    """Given out, by signal."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """On record as lost on the radio, by signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +242,9 @@ class Acquisition:
     def _emit(self, content: SampleBlock | LossRecord) -> None:
         if isinstance(content, SampleBlock):
             self._newest_ns[content.signal] = content.last_ns - self._host.shift_ns
+            self.condition.samples[content.signal] += len(content)
+        else:
+            self.condition.lost[content.signal] += content.sample_count
         self._outputs.emit(content)
 
     def _learn(self, facts: Facts) -> None:

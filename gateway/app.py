@@ -7,6 +7,8 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +17,10 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from gateway import config, kernels, settings, status
 from gateway.acquisition import Acquisition, Outputs, State, utc_text
 from gateway.devices import packets
-from gateway.devices.registry import DRIVERS, Asked
+from gateway.devices.registry import DRIVERS, Asked, LinkKind
 from gateway.errors import DamagedError, UnavailableError
 from gateway.reach import Reach, link_maker, reach
+from gateway.samples import LossCause
 from gateway.service import Service, install_signals
 from gateway.settings import Device, Settings
 from gateway.signal import features
@@ -32,6 +35,7 @@ from gateway.wire import packing
 
 if TYPE_CHECKING:
     from gateway.live.redis_live import RedisLive
+    from gateway.metrics import Exporter
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ IMPLEMENTATIONS = {
     "packing": packing.IMPLEMENTATION,
 }
 """Which implementation of each kernel runs."""
+STATES = tuple(state.value for state in State)
 DAMAGED_HINT = "keep the file, move it out of the way and start again: a new outbox is begun"
 
 
@@ -82,6 +87,9 @@ class Gateway:
         )
         self._broker = settings.broker(chosen)
         self._live = _make_live(chosen)
+        self._exporter = _make_exporter(chosen)
+        self._complaints: dict[int, str] = {}
+        """What was logged last of what tells the state."""
         self._settings = chosen
         self.uplink: Uplink | None = None
         self.acquisitions: list[Acquisition] = []
@@ -105,7 +113,7 @@ class Gateway:
         self._outputs = Outputs(self.time.accept, self.uplink.announce, self._show)
         for device in self._settings.device:
             if not isinstance(DRIVERS[device.driver].line, Asked):
-                self._add(device, Reach(DRIVERS[device.driver], link_maker(device)))
+                self._add(device, Reach(DRIVERS[device.driver], link_maker(device, self._settings.bluetooth)))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run everything until `stop` is set."""
@@ -135,8 +143,7 @@ class Gateway:
             await self.uplink.say_goodbye()
             for task in running:
                 task.cancel()
-        with contextlib.suppress(UnavailableError):
-            await asyncio.to_thread(status.write, self._state_folder, self.current_status(running=False))
+        await self._tell_status(running=False)
 
     def _add(self, device: Device, found: Reach) -> Acquisition:
         name = self._settings.gateway.id
@@ -148,7 +155,7 @@ class Gateway:
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(UnavailableError), wait=wait_random_exponential(max=ASK_S_MAX)
         )
-        await self._add(device, await attempts(reach, device)).run()
+        await self._add(device, await attempts(reach, device, self._settings.bluetooth)).run()
 
     async def _drain(self, uplink: Uplink) -> None:
         """Send what is left, for a short time: what then remains is sent after the next start."""
@@ -160,6 +167,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Commit what is pending and close the outbox."""
+        if self._exporter:
+            await asyncio.to_thread(self._exporter.close)
         await self.outbox.close()
 
     def _show(self, device: Device, features: Features) -> None:
@@ -175,16 +184,24 @@ class Gateway:
 
     async def _write_status(self) -> None:
         """Apart from `_report`: a disk that hangs must not keep systemd's line from being told."""
-        told = ""
         while True:
-            try:
-                await asyncio.to_thread(status.write, self._state_folder, self.current_status())
-                told = ""
-            except UnavailableError as error:
-                if told != error.message:
-                    log.warning("%s", error)
-                told = error.message
+            await self._tell_status()
             await asyncio.sleep(status.PERIOD_S)
+
+    async def _tell_status(self, *, running: bool = True) -> None:
+        """To `status.json` and as metrics; what cannot be told is logged once."""
+        now = self.current_status(running=running)
+        telling: list[Callable[[status.GatewayStatus], None]] = [partial(status.write, self._state_folder)]
+        if self._exporter:
+            telling.append(self._exporter.tell)
+        for number, tell in enumerate(telling):
+            try:
+                await asyncio.to_thread(tell, now)
+                self._complaints.pop(number, None)
+            except UnavailableError as error:
+                if self._complaints.get(number) != error.message:
+                    log.warning("%s", error)
+                self._complaints[number] = error.message
 
     def current_status(self, *, running: bool = True) -> status.GatewayStatus:
         """What `status.json` says."""
@@ -196,11 +213,12 @@ class Gateway:
             pid=os.getpid(),
             written=utc_text(time.time_ns()),  # the clock that a reader compares it with
             running=running,
-            devices=[*(_device_status(one) for one in self.acquisitions), *self._unanswered()],
+            devices=[*(_device_status(one, self.outbox) for one in self.acquisitions), *self._unanswered()],
             outbox=status.OutboxStatus(holding.rows, holding.size, self.outbox.problem),
             clock=self._clock_status(),
             broker=status.BrokerStatus(connected, "" if connected else str(session.last_error or "")),
             implementations=IMPLEMENTATIONS,
+            bluetooth=self._bluetooth(),
         )
 
     def _clock_status(self) -> status.ClockStatus:
@@ -208,6 +226,14 @@ class Gateway:
         return status.ClockStatus(
             clock.known.state.value, clock.known.error_ns, self.time.source.value, clock.is_held, self.time.waiting
         )
+
+    def _bluetooth(self) -> list[status.BluetoothStatus]:
+        if not any(DRIVERS[device.driver].link is LinkKind.BLE for device in self._settings.device):
+            return []
+        from gateway.links.ble import connections  # noqa: PLC0415 - loaded already, for these devices
+
+        slots = self._settings.bluetooth.slots
+        return [status.BluetoothStatus(adapter, count, slots) for adapter, count in connections().items()]
 
     def _unanswered(self) -> list[status.DeviceStatus]:
         """Sources that have not said yet what they give."""
@@ -252,7 +278,7 @@ class Gateway:
         return "; ".join(parts)
 
 
-def _device_status(acquisition: Acquisition) -> status.DeviceStatus:
+def _device_status(acquisition: Acquisition, outbox: Outbox) -> status.DeviceStatus:
     device, condition = acquisition.device, acquisition.condition
     return status.DeviceStatus(
         serial=device.serial,
@@ -266,7 +292,29 @@ def _device_status(acquisition: Acquisition) -> status.DeviceStatus:
         electrodes=[
             status.ElectrodeStatus(name, each.state.value, each.reason) for name, each in acquisition.electrodes.items()
         ],
+        streams=_streams(acquisition, outbox),
     )
+
+
+def _streams(acquisition: Acquisition, outbox: Outbox) -> list[status.StreamStatus]:
+    condition, serial = acquisition.condition, acquisition.device.serial
+    lost: dict[str, dict[str, int]] = {
+        signal: {LossCause.RADIO.value: condition.lost[signal]} for signal in {*condition.samples, *condition.lost}
+    }
+    for (device, signal, cause), count in outbox.losses.items():
+        if device == serial:
+            lost.setdefault(signal, {})[cause.value] = count
+    return [status.StreamStatus(signal, condition.samples[signal], lost[signal]) for signal in sorted(lost)]
+
+
+def _make_exporter(chosen: Settings) -> Exporter | None:
+    metrics = chosen.metrics
+    if metrics.textfile is None and metrics.listen is None:
+        return None
+    from gateway.metrics import Exporter  # noqa: PLC0415 - most gateways need not hold it
+
+    textfile = None if metrics.textfile is None else Path(metrics.textfile)
+    return Exporter(STATES, textfile, metrics.address)
 
 
 def _make_live(chosen: Settings) -> RedisLive | None:

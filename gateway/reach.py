@@ -13,7 +13,9 @@ from functools import partial
 
 from gateway.devices.registry import DRIVERS, Characteristics, Driver, LinkKind, SerialLine
 from gateway.links.base import Link
-from gateway.settings import Device
+from gateway.settings import Bluetooth, Device
+
+ANY_ADAPTER = Bluetooth()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Reach:
     link: Callable[[], Link]
 
 
-async def reach(device: Device) -> Reach:
+async def reach(device: Device, bluetooth: Bluetooth = ANY_ADAPTER) -> Reach:
     """Find out how to read a device. Raises `UnavailableError` where it must be asked and is away, `ConfigError`."""
     driver = DRIVERS[device.driver]
     match driver.link:
@@ -34,10 +36,10 @@ async def reach(device: Device) -> Reach:
             return await asyncio.to_thread(_brainflow, device, driver)
         case LinkKind.LSL:
             return await asyncio.to_thread(_lsl, device, driver)
-    return Reach(driver, link_maker(device))
+    return Reach(driver, link_maker(device, bluetooth))
 
 
-def link_maker(device: Device) -> Callable[[], Link]:
+def link_maker(device: Device, bluetooth: Bluetooth = ANY_ADAPTER) -> Callable[[], Link]:
     """What makes a new link to a serial or BLE device for every connection."""
     line = DRIVERS[device.driver].line
     if isinstance(line, SerialLine):
@@ -49,7 +51,7 @@ def link_maker(device: Device) -> Callable[[], Link]:
 
     assert isinstance(line, Characteristics)
     assert device.address is not None
-    return partial(BleLink, device.address.upper(), line.notify, line.read)
+    return partial(BleLink, device.address.upper(), line.notify, line.read, bluetooth.adapter, slots=bluetooth.slots)
 
 
 def _replay(device: Device, driver: Driver) -> Reach:

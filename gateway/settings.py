@@ -87,6 +87,34 @@ class Live(Section, frozen=True):
     redis: LiveRedis | None = None
 
 
+class Bluetooth(Section, frozen=True):
+    """The adapter that the BLE devices share."""
+
+    adapter: Annotated[str, Meta(pattern=r"^hci[0-9]{1,3}$(?!\n)", description="an adapter, as hci1")] | None = None
+    """Default: the first one that is on."""
+    slots: Annotated[int, Meta(ge=1, le=64)] | None = None
+    """Connections that it carries at once: no adapter says so, and one too many breaks others. Default: no limit."""
+
+
+class Metrics(Section, frozen=True):
+    """The gateway's state for Prometheus; off where neither is set."""
+
+    textfile: str | None = None
+    """File for node_exporter's textfile collector."""
+    listen: str | None = None
+    """Address to be scraped at, as 127.0.0.1:9464."""
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of `listen`. Raises `ValueError` for what is no address."""
+        if self.listen is None:
+            return None
+        host, colon, port = self.listen.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) >= 1 << 16:
+            raise ValueError(self.listen)
+        return host.strip("[]"), int(port)
+
+
 class Device(Section, frozen=True):
     """One device that this gateway reads."""
 
@@ -136,6 +164,8 @@ class Settings(Section, frozen=True):
     uplink: Uplink = Uplink()
     clock: Clock = Clock()
     live: Live = Live()
+    bluetooth: Bluetooth = Bluetooth()
+    metrics: Metrics = Metrics()
     features: Features = Features()
     """How the brain state is computed; `load` has put it beneath that of each device."""
     device: Annotated[tuple[Device, ...], Meta(max_length=64)] = ()
@@ -155,6 +185,7 @@ def load(path: Path) -> Settings:
     _check_spool(path, settings.spool)
     if settings.live.redis is not None:
         _check_redis_url(path, "live.redis.url", settings.live.redis.url)
+    _check_metrics(path, settings.metrics)
     _check_devices(path, settings.device)
     return msgspec.structs.replace(settings, device=_with_features(path, settings))
 
@@ -170,6 +201,9 @@ def warnings(settings: Settings) -> list[str]:
         url = urlsplit(text or "")
         if url.scheme == "redis" and not config.is_loopback(url.hostname or ""):
             found.append(f"{key} has no TLS and {url.hostname} is another machine: data travels in clear")
+    address = settings.metrics.address
+    if address is not None and not config.is_loopback(address[0]):
+        found.append(f"metrics.listen is {settings.metrics.listen}: other machines can read it, with no login")
     if not settings.device:
         found.append("there is no [[device]]: nothing will be read")
     return found
@@ -189,6 +223,20 @@ def _check_spool(path: Path, spool: Spool) -> None:
         raise config.problem(
             path, "spool.redis_url", "missing", hint='backend = "redis" needs the URL, as redis://localhost:6379/0'
         )
+
+
+def _check_metrics(path: Path, metrics: Metrics) -> None:
+    file = metrics.textfile
+    if file is not None and not (Path(file).is_absolute() and file.endswith(".prom")):
+        raise config.problem(
+            path, "metrics.textfile", "expected an absolute path that ends with .prom", hint="others are not collected"
+        )
+    try:
+        _ = metrics.address
+    except ValueError:
+        raise config.problem(
+            path, "metrics.listen", f"{metrics.listen!r} is no address", hint="expected host:port, as 127.0.0.1:9464"
+        ) from None
 
 
 def _check_redis_url(path: Path, key: str, text: str) -> None:

@@ -22,6 +22,7 @@ AGE_S_MAX = 3 * PERIOD_S
 BYTES_MAX = 1 << 20
 """64 devices with a long reason each take less than a tenth of it."""
 REASON_CHARACTERS_MAX = 500
+RUN_HINT = "systemctl status wardlink-gateway; journalctl -u wardlink-gateway"
 
 
 class ElectrodeStatus(msgspec.Struct, frozen=True):
@@ -31,6 +32,25 @@ class ElectrodeStatus(msgspec.Struct, frozen=True):
     state: str
     """ok, noisy, railed, off or unknown."""
     reason: str
+
+
+class StreamStatus(msgspec.Struct, frozen=True):
+    """One signal of a device, since the gateway started."""
+
+    signal: str
+    samples: int
+    """Given to the outbox."""
+    lost: dict[str, int]
+    """By cause: on record as lost."""
+
+
+class BluetoothStatus(msgspec.Struct, frozen=True):
+    """One Bluetooth adapter that is in use."""
+
+    adapter: str
+    connections: int
+    slots: int | None
+    """Connections that it may carry at once; None: nobody said."""
 
 
 class DeviceStatus(msgspec.Struct, frozen=True):
@@ -50,6 +70,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     rejected_bytes: int
     electrodes: list[ElectrodeStatus] = msgspec.field(default_factory=list)
     """Empty for a device that has none, or that gives no data now."""
+    streams: list[StreamStatus] = msgspec.field(default_factory=list)
 
 
 class OutboxStatus(msgspec.Struct, frozen=True):
@@ -99,6 +120,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     broker: BrokerStatus
     implementations: dict[str, str]
     """Which implementation runs of what has several."""
+    bluetooth: list[BluetoothStatus] = msgspec.field(default_factory=list)
 
     def age_s(self, now: datetime) -> float:
         """How long ago it was written; negative where the clock was set back since. Raises `DamagedError`."""

@@ -7,12 +7,13 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gateway import app, config, settings
+from gateway import app, config, settings, status
 from gateway.devices.registry import DRIVERS
-from gateway.errors import EXIT_OK, ConfigError, DamagedError
+from gateway.errors import EXIT_FAILURE, EXIT_OK, ConfigError, DamagedError, UnavailableError
 from gateway.service import set_up_logging
 from gateway.settings import Settings
 from wardlink.terminal import show_rows
@@ -41,6 +42,15 @@ def add_commands(subparsers: Subparsers) -> None:
         [common, as_json],
         "check-config",
         "check-config --config ward5.toml --json",
+    )
+    _command(
+        subparsers,
+        _metrics,
+        "metrics",
+        "the running gateway's state in Prometheus' text format; exit code 1 if it does not run",
+        [common],
+        "metrics",
+        "metrics --config ward5.toml",
     )
     _command(subparsers, _drivers, "drivers", "list the devices that this version can read", [as_json], "drivers")
     spool = subparsers.add_parser("spool", help="look at the outbox", description="look at the outbox")
@@ -116,6 +126,20 @@ def _used(chosen: Settings) -> dict[str, Any]:
         ],
         "warnings": settings.warnings(chosen),
     }
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    from gateway.metrics import exposition  # noqa: PLC0415 - a gateway that runs need not hold it
+
+    folder = Path(settings.load(args.config).gateway.state_dir)
+    found = status.read(folder)
+    if found is None:
+        raise UnavailableError(
+            f"there is no {folder / status.FILE_NAME}: the gateway has not run yet", hint=status.RUN_HINT
+        )
+    runs = found.is_fresh(datetime.now(UTC))
+    print(exposition(found, app.STATES, runs=runs), end="")
+    return EXIT_OK if runs else EXIT_FAILURE
 
 
 def _drivers(args: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ from gateway.errors import EXIT_FAILURE, EXIT_OK, UnavailableError
 from gateway.samples import NS_PER_S, ElectrodeState
 from wardlink.terminal import harmless, show_rows
 
-RUN_HINT = "systemctl status wardlink-gateway; journalctl -u wardlink-gateway"
 COLUMNS = ("serial", "driver", "state", "since", "segments", "rejected_bytes", "reason")
 
 
@@ -21,7 +20,9 @@ def show(config: Path, *, as_json: bool) -> int:
     folder = Path(settings.load(config).gateway.state_dir)
     found = status.read(folder)
     if found is None:
-        raise UnavailableError(f"there is no {folder / status.FILE_NAME}: the gateway has not run yet", hint=RUN_HINT)
+        raise UnavailableError(
+            f"there is no {folder / status.FILE_NAME}: the gateway has not run yet", hint=status.RUN_HINT
+        )
     now = datetime.now(UTC)
     age_s, fresh = found.age_s(now), found.is_fresh(now)
     if as_json:
@@ -36,6 +37,9 @@ def show(config: Path, *, as_json: bool) -> int:
     for device in found.devices:
         if device.electrodes:
             print(f"{device.serial} electrodes: {_electrodes(device.electrodes)}")
+    for adapter in found.bluetooth:
+        of = "" if adapter.slots is None else f" of {adapter.slots}"
+        print(f"Bluetooth {adapter.adapter}: {adapter.connections}{of} connections")
     outbox, broker = found.outbox, found.broker
     print(f"outbox: {outbox.rows} blocks, {outbox.bytes} bytes wait for their receipt")
     if outbox.problem:
@@ -69,4 +73,4 @@ def _headline(found: status.GatewayStatus, age_s: float, *, fresh: bool) -> str:
         return f"gateway {found.gateway} runs (process {found.pid}); this is {age}"
     if not found.running:
         return f"gateway {found.gateway} DOES NOT RUN: it was stopped; what it said last is {age}"
-    return f"gateway {found.gateway} DOES NOT RUN, or hangs: what it said last is {age} ({RUN_HINT})"
+    return f"gateway {found.gateway} DOES NOT RUN, or hangs: what it said last is {age} ({status.RUN_HINT})"

@@ -17,7 +17,7 @@ from gateway.clock import HostClock
 from gateway.errors import EXIT_OK, UnavailableError
 from gateway.reach import reach
 from gateway.service import install_signals
-from gateway.settings import Device
+from gateway.settings import Device, Settings
 from gateway.signal.features import Features
 from wardlink.device_choice import chosen_device, refuse_busy_port, refuse_while_it_is_read
 from wardlink.live_values import LiveValues, plain_line, table
@@ -30,21 +30,21 @@ def watch(config: Path, serial: str, seconds: float | None) -> int:
     chosen = settings.load(config)
     device = chosen_device(chosen, serial)
     refuse_while_it_is_read(chosen, device)
-    # Its electrodes are judged by raw samples, whatever is sent of them.
+    # Its rate and its losses are told by raw samples, whatever is sent of them.
     device = msgspec.structs.replace(device, raw=True)
-    asyncio.run(_watch(chosen.gateway.id, device, seconds))
+    asyncio.run(_watch(chosen, device, seconds))
     return EXIT_OK
 
 
-async def _watch(gateway: str, device: Device, seconds: float | None) -> None:
+async def _watch(chosen: Settings, device: Device, seconds: float | None) -> None:
     stop = asyncio.Event()
     install_signals(stop)
-    found = await reach(device)
+    found = await reach(device, chosen.bluetooth)
     driver, make = found.driver, found.link
     await refuse_busy_port(device, make)
     host, values = HostClock(), LiveValues(driver.decoder(device.options).signals)
     outputs = Outputs(values.take, values.learn, _unseen)
-    acquisition = Acquisition(gateway, device, driver, make, host, outputs)
+    acquisition = Acquisition(chosen.gateway.id, device, driver, make, host, outputs)
     reading = asyncio.create_task(acquisition.run(), name=f"watch {device.serial}")
     deadline = math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
     try:

@@ -80,6 +80,12 @@ def _radio(adapter: str) -> Radio[BLEDevice]:
     return radios.setdefault(adapter, Radio(partial(_discovery, adapter)))
 
 
+def connections() -> dict[str, int]:
+    """How many connections each adapter carries, or is about to make, for the links of this event loop."""
+    radios = _radios.get(asyncio.get_running_loop(), {})
+    return {adapter: len(radio.holders) for adapter, radio in radios.items()}
+
+
 @asynccontextmanager
 async def _discovery(adapter: str, heard: Callable[[str, BLEDevice], None]) -> AsyncIterator[None]:
     def advertised(device: BLEDevice, advertisement: AdvertisementData) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class Outbox:
         """How many of the pending rows are in the step that is under way."""
         self._unaccepted: dict[tuple[StreamKey, LossCause], LossRecord] = {}
         """What found no room even in memory, one growing record a stream and cause."""
+        self.losses: Counter[tuple[str, str, LossCause]] = Counter()
+        """Samples that were given up since the opening, by device, signal and cause."""
         self._stepping = asyncio.Lock()
         self._due = asyncio.Event()
         self._holding = Holding(0, 0, 0)
@@ -299,6 +302,7 @@ class Outbox:
             record = LossRecord(
                 content.device, content.signal, LossCause.SHED, content.first_ns, content.last_ns, len(content)
             )
+            self.losses[content.device, content.signal, LossCause.SHED] += len(content)
         key = ((record.device, record.signal), record.cause)
         before = self._unaccepted.get(key)
         self._unaccepted[key] = retention.joined(before, record) if before else record
@@ -324,6 +328,7 @@ class Outbox:
                 by_clock.setdefault((held.boot, held.offset_ns), []).append(held)
         for clock, of_it in by_clock.items():
             for record in retention.losses(of_it, cause, self.epoch):
+                self.losses[record.device, record.signal, cause] += record.sample_count
                 self._take(self._row(record, *clock))
         self._given_up.update((held.id, None) for held in rows)
 

@@ -260,6 +260,12 @@ async def test_from_both_devices_to_the_broker_and_out_again(
             cyton_status, strap_status = gateway.current_status().devices
             assert [(each.name, each.state) for each in cyton_status.electrodes] == told
             assert strap_status.electrodes == []
+            assert strap_status.streams[0].signal == VITAL_SIGNS
+            counted = {each.signal: each.samples for each in cyton_status.streams}
+            assert counted[EEG] >= cloud.count("CYTON-1", EEG)
+            assert {each.lost["radio"] for each in cyton_status.streams} == {0}
+            (adapter,) = gateway.current_status().bluetooth
+            assert (adapter.adapter, adapter.connections, adapter.slots) == ("hci0", 1, None)
             assert (cloud.births["STRAP-1"].firmware, cloud.births["STRAP-1"].battery_pct) == ("1.0.0", 87.0)
         await until(lambda: cloud.online[-1] is False)
         kept = await outbox(chosen)

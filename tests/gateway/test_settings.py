@@ -13,7 +13,9 @@ from gateway import settings
 from gateway.broker import TlsFiles
 from gateway.devices.cyton import DEFAULT_ELECTRODES
 from gateway.errors import EXIT_CONFIG, ConfigError
+from gateway.links.ble import BleLink
 from gateway.mqtt import Tls
+from gateway.reach import link_maker
 from gateway.settings import Device, LiveRedis, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "systemd" / "gateway.toml.example"
@@ -155,6 +157,14 @@ def test_a_host_is_a_name_or_an_address(tmp_path: Path, host: str, *, sound: boo
         ('[live.redis]\nurl = "redis://localhost:port"', "live.redis.url", "redis://host:6379/0"),
         ('[live.redis]\nurl = "redis://localhost:70000"', "live.redis.url", "redis://host:6379/0"),
         ('[live.redis]\nurl = "unix://"', "live.redis.url", "redis://host:6379/0"),
+        ('[bluetooth]\nadapter = "bluetooth0"', "bluetooth.adapter", "an adapter, as hci1"),
+        ("[bluetooth]\nslots = 0", "bluetooth.slots", ">= 1"),
+        ('[metrics]\ntextfile = "wardlink.prom"', "metrics.textfile", "absolute path that ends with .prom"),
+        ('[metrics]\ntextfile = "/x/wardlink.txt"', "metrics.textfile", "absolute path that ends with .prom"),
+        ('[metrics]\nlisten = "9464"', "metrics.listen", "expected host:port"),
+        ('[metrics]\nlisten = ":9464"', "metrics.listen", "expected host:port"),
+        ('[metrics]\nlisten = "localhost:70000"', "metrics.listen", "expected host:port"),
+        ('[metrics]\nlisten = "localhost:http"', "metrics.listen", "expected host:port"),
         # devices
         (CYTON.replace("cyton", "citon"), "device[0].driver", "known drivers: "),
         (CYTON.replace("C-1", "C 1"), "device[0].serial", "letters, digits"),
@@ -279,6 +289,29 @@ def test_what_travels_in_clear_is_warned_of(load: Load) -> None:
     redis = '[live.redis]\nurl = "redis://cache"\n[spool]\nredis_url = "redis://localhost"\n'
     assert [line.split()[0] for line in settings.warnings(load(redis + CYTON))] == ["live.redis.url"]
     assert "nothing will be read" in settings.warnings(load())[0]
+
+
+@pytest.mark.parametrize(
+    ("listen", "address", "warned"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464), False),
+        ("[::1]:9464", ("::1", 9464), False),
+        ("localhost:0", ("localhost", 0), False),
+        ("0.0.0.0:9464", ("0.0.0.0", 9464), True),
+    ],
+)
+def test_metrics_are_off_and_local_unless_told(load: Load, listen: str, address: tuple[str, int], warned: bool) -> None:
+    assert load().metrics.address is load().metrics.textfile is None
+    chosen = load(f'{CYTON}[metrics]\nlisten = "{listen}"\n')
+    assert chosen.metrics.address == address
+    assert any("other machines can read it" in line for line in settings.warnings(chosen)) is warned
+
+
+def test_ble_links_get_the_adapter_and_its_slots(load: Load) -> None:
+    chosen = load(STRAP + '[bluetooth]\nadapter = "hci1"\nslots = 3\n')
+    link = link_maker(chosen.device[0], chosen.bluetooth)()
+    assert isinstance(link, BleLink)
+    assert (link._adapter, link._slots) == ("hci1", 3)
 
 
 def test_a_local_broker_in_clear_is_fine(tmp_path: Path) -> None:

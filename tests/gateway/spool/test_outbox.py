@@ -524,7 +524,7 @@ async def test_a_full_outbox_sheds_by_class_then_age_and_the_account_is_exact(pl
                 lost = sum(loss.sample_count for loss in found if (loss.device, loss.signal) == key)
                 stored = sum(item.row.samples for item in rows if item.row.key == key)
                 assert stored + lost == produced[key] == tallies[key].accepted
-                assert tallies[key].lost == lost
+                assert tallies[key].lost == lost == outbox.losses[*key, LossCause.SHED]
         assert {loss.cause for loss in found} == {LossCause.SHED}
         assert 0 < states_gone < 80
         assert len(here["B", "vital_signs"]) == 80
