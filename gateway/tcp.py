@@ -16,7 +16,7 @@ from typing import Any
 
 ADDRESSES_MAX = 4
 """A name may have many addresses; each that is tried gets its share of the time."""
-UNACKNOWLEDGED_S_MAX = 12.0
+UNACKNOWLEDGED_S_MAX = 10.0
 """A peer that confirms nothing of what was sent for so long is gone (TCP_USER_TIMEOUT). The system's own patience is a
 quarter of an hour. This finds a dead link even while nothing is read, when no answer can be waited for."""
 UNSENT_BYTES_MAX = 16 << 10

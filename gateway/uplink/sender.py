@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from gateway.errors import RefusedError, UnavailableError
@@ -53,6 +53,8 @@ class Sender:
         self._wake = asyncio.Event()
         self.bridge_present = False
         """Whether resending makes sense: nobody receipts what nobody reads."""
+        self.on_overdue: Callable[[], None] = lambda: None
+        """Called when receipts are overdue: to ask costs less than to send again."""
         self.resent = 0
 
     def defer(self, after: int, through: int) -> None:
@@ -219,6 +221,8 @@ class Sender:
                 self.resent += len(holes)
                 self._lanes.put_back(holes)
                 self._wake.set()
+            elif is_attended and self._unreceipted.is_overdue(_now_s()):
+                self.on_overdue()
 
 
 def _now_s() -> float:

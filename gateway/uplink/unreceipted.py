@@ -50,6 +50,11 @@ class Unreceipted:
     def __iter__(self) -> Iterator[int]:
         return iter(self._rows)
 
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether a row has waited for half the time that a hole may stand: the receipt itself may be lost."""
+        oldest = next(iter(self._rows.values()), None)
+        return oldest is not None and oldest.at_s <= now_s - self.hole_s / 2
+
     @property
     def is_full(self) -> bool:
         return len(self._rows) >= ROWS_MAX

@@ -64,6 +64,7 @@ class Uplink:
         )
         self.sender = Sender(outbox, self.session, gateway, window=window, resend_after_s=resend_after_s)
         self.time = TimeExchange(self.session, gateway, clock, trust_bridge=trust_bridge) if clock else None
+        self.sender.on_overdue = self._asking.set
         outbox.on_commit = self.sender.wake
         outbox.on_old_rows = self.sender.defer
 
@@ -166,7 +167,7 @@ class Uplink:
             self._asking.set()
 
     async def _ask(self) -> None:
-        """After every connection, ask which of the blocks that are still here are already stored."""
+        """After every connection, and when receipts are overdue, ask which of the blocks that are here are stored."""
         while True:
             await self._asking.wait()
             self._asking.clear()

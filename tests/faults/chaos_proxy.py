@@ -6,8 +6,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -32,9 +31,18 @@ class Conditions:
     """What a router keeps for a link that is busy; beyond it the sender waits."""
     is_black_hole: bool = False
     """Connections stand and nothing comes through, neither data nor their end."""
-    upstream_bytes_left: float = float("inf")
-    """After so many more bytes to the server every connection is reset, wherever in a frame that is."""
+    bytes_left: dict[bool, float] = field(default_factory=lambda: {True: float("inf"), False: float("inf")})
+    """Upstream and down: after so many more bytes every connection is reset, wherever in a frame that is."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class _Line:
+    """One connection through the relay."""
+
+    near: socket.socket
+    far: socket.socket
+    is_abandoned: bool = False
 
 
 class ChaosProxy:
@@ -46,9 +54,7 @@ class ChaosProxy:
         self.now = conditions or Conditions()
         self.connections = 0
         """How many were ever made."""
-        self.upstream_bytes = 0
-        """That reached the server."""
-        self._open: dict[asyncio.Task[None], tuple[socket.socket, socket.socket]] = {}
+        self._lines: dict[asyncio.Task[None], _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -70,18 +76,24 @@ class ChaosProxy:
 
     def reset(self) -> None:
         """RST on every connection, both ways."""
-        for task, pair in list(self._open.items()):
-            for one in pair:
+        for task, line in list(self._lines.items()):
+            for one in (line.near, line.far):
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             task.cancel()
 
+    def abandon(self) -> None:
+        """The connections that stand carry nothing any more, and neither end is told; new ones are as ever."""
+        for line in self._lines.values():
+            line.is_abandoned = True
+
     def black_hole(self, *, is_on: bool) -> None:
+        """Begin or end to let nothing through."""
         self.now.is_black_hole = is_on
         self._wake()
 
-    def cut_after(self, count: int) -> None:
-        """Reset everything when the server has got so many more bytes."""
-        self.now.upstream_bytes_left = count
+    def cut_after(self, count: int, *, is_upstream: bool = True) -> None:
+        """Reset everything when so many more bytes came through."""
+        self.now.bytes_left[is_upstream] = count
 
     def _wake(self) -> None:
         self.now.changed.set()
@@ -102,91 +114,77 @@ class ChaosProxy:
     async def _serve(self, near: socket.socket) -> None:
         task = asyncio.current_task()
         assert task is not None
-        far = socket.socket()
-        self._open[task] = (near, far)
+        line = self._lines[task] = _Line(near, socket.socket())
         try:
-            for one in (near, far):
+            for one in (near, line.far):
                 one.settimeout(0)
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-            await self._light()
-            await asyncio.get_running_loop().sock_connect(far, self._to)
+            line.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+            await self._light(line)
+            await asyncio.get_running_loop().sock_connect(line.far, self._to)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pump(near, far, is_upstream=True))
-                tasks.create_task(self._pump(far, near, is_upstream=False))
+                for is_upstream in (True, False):
+                    way = _Way(line, is_upstream=is_upstream)
+                    tasks.create_task(self._take(way))
+                    tasks.create_task(self._give(way))
         except* (OSError, EOFError):
             pass  # one end is gone: the other learns it now
         finally:
-            del self._open[task]
+            del self._lines[task]
             near.close()
-            far.close()
+            line.far.close()
 
-    async def _light(self) -> None:
+    async def _light(self, line: _Line) -> None:
         """Wait while nothing comes through."""
-        while self.now.is_black_hole:
+        while self.now.is_black_hole or line.is_abandoned:
             await self.now.changed.wait()
 
-    async def _pump(self, source: socket.socket, sink: socket.socket, *, is_upstream: bool) -> None:
-        queue: deque[tuple[float, bytes]] = deque()
-        filled, drained = asyncio.Event(), asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._take(source, queue, filled, drained))
-            tasks.create_task(self._give(sink, queue, filled, drained, is_upstream=is_upstream))
-
-    async def _take(
-        self, source: socket.socket, queue: deque[tuple[float, bytes]], filled: asyncio.Event, drained: asyncio.Event
-    ) -> None:
+    async def _take(self, way: _Way) -> None:
         """Into the queue, with the time at which each piece comes out of it."""
         loop = asyncio.get_running_loop()
         free_s = 0.0
-        while True:
-            await self._light()
-            now_s = loop.time()
-            while (free_s - now_s) * min(self.now.bytes_per_s, 1e12) > self.now.queue_bytes:
-                drained.clear()
-                await drained.wait()
-                now_s = loop.time()
-            data = await loop.sock_recv(source, CHUNK_BYTES)
+        data = b"first"
+        while data:
+            await self._light(way.line)
+            while (free_s - loop.time()) * min(self.now.bytes_per_s, 1e12) > self.now.queue_bytes:
+                way.drained.clear()
+                await way.drained.wait()
+            data = await loop.sock_recv(way.source, CHUNK_BYTES)
             free_s = max(free_s, loop.time()) + len(data) / self.now.bytes_per_s
-            queue.append((free_s + self.now.latency_s, data))
-            filled.set()
-            if not data:
-                return
+            way.queue.append((free_s + self.now.latency_s, data))
+            way.filled.set()
 
-    async def _give(
-        self,
-        sink: socket.socket,
-        queue: deque[tuple[float, bytes]],
-        filled: asyncio.Event,
-        drained: asyncio.Event,
-        *,
-        is_upstream: bool,
-    ) -> None:
+    async def _give(self, way: _Way) -> None:
         loop = asyncio.get_running_loop()
+        left = self.now.bytes_left
         while True:
-            while not queue:
-                filled.clear()
-                await filled.wait()
-            due_s, data = queue[0]
+            while not way.queue:
+                way.filled.clear()
+                await way.filled.wait()
+            due_s, data = way.queue[0]
             await asyncio.sleep(max(due_s - loop.time(), 0.0))
-            await self._light()
+            await self._light(way.line)
             if not data:
                 raise EOFError
-            if is_upstream and len(data) > self.now.upstream_bytes_left:
-                data = data[: int(self.now.upstream_bytes_left)]
-                await loop.sock_sendall(sink, data)
-                self.now.upstream_bytes_left = float("inf")
+            if len(data) > left[way.is_upstream]:
+                await loop.sock_sendall(way.sink, data[: int(left[way.is_upstream])])
+                left[way.is_upstream] = float("inf")
                 self.reset()
-            await loop.sock_sendall(sink, data)
-            queue.popleft()
-            drained.set()
-            if is_upstream:
-                self.upstream_bytes += len(data)
-                self.now.upstream_bytes_left -= len(data)
+                raise EOFError
+            await loop.sock_sendall(way.sink, data)
+            left[way.is_upstream] -= len(data)
+            way.queue.popleft()
+            way.drained.set()
 
 
-@asynccontextmanager
-async def chaos(port: int, **conditions: float) -> AsyncIterator[ChaosProxy]:
-    """A relay to a local port under these conditions."""
-    async with ChaosProxy(port, conditions=Conditions(**conditions)) as proxy:  # type: ignore[arg-type]  # by name
-        yield proxy
+class _Way:
+    """One direction of a line, and what is in between."""
+
+    def __init__(self, line: _Line, *, is_upstream: bool) -> None:
+        self.line = line
+        self.is_upstream = is_upstream
+        self.source, self.sink = (line.near, line.far) if is_upstream else (line.far, line.near)
+        self.queue: deque[tuple[float, bytes]] = deque()
+        """When each piece is through."""
+        self.filled = asyncio.Event()
+        self.drained = asyncio.Event()

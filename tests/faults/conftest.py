@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cloud_sync.conftest import bridge_settings  # noqa: F401 - a fixture
+from tests.cloud_sync.conftest import chain as ward  # noqa: F401 - a fixture
 from tests.faults.mount import MountedDisk, NoFuseError
 
 MEMORY = Path("/dev/shm")

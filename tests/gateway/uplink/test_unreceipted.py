@@ -93,6 +93,15 @@ def test_nobody_there_nothing_goes_again_and_who_comes_reads_the_queue_first(wat
     assert watched.wait(STEP_S) == [1, 2]
 
 
+def test_a_receipt_is_overdue_after_half_the_time(watched: Watched) -> None:
+    assert not watched.rows.is_overdue(watched.now_s)
+    watched.sent(1)
+    assert not watched.rows.is_overdue(watched.now_s + HOLE_S / 2 - 1)
+    assert watched.rows.is_overdue(watched.now_s + HOLE_S / 2)
+    watched.receipted(1)
+    assert not watched.rows.is_overdue(watched.now_s + HOLE_S)
+
+
 def test_what_is_under_way_is_no_hole(watched: Watched) -> None:
     watched.sent(1, 2)
     assert watched.wait(3 * HOLE_S, under_way={1}) == [2]
