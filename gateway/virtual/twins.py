@@ -21,6 +21,8 @@ from gateway.virtual.strap import HeartRateStrap
 from gateway.virtual.synthetic import synthetic_headset
 from gateway.virtual.vitals import BloodPressureCuff, PulseOximeter, Thermometer
 
+SELECT_ONYX = bytes.fromhex("027002020703")
+"""What an Onyx II is told to use data format 7 (OpenICE); a WristOx2 has a longer one."""
 SYNTHETIC_S = 60.0
 """Length of the built-in recording, after which it begins again."""
 CUFF_INTERVAL_S = 60
@@ -83,6 +85,7 @@ TWINS = {
     "polar_h10": Twin("polar_h10", _seeded(lambda seed: PolarH10(seed=seed))),
     "nonin": Twin("nonin", _seeded(lambda seed: NoninFirmware(seed=seed))),
     "nonin_wristox2": Twin("nonin_wristox2", _seeded(lambda seed: NoninFirmware(7, seed=seed))),
+    "nonin_onyx": Twin("nonin_onyx", _seeded(lambda seed: NoninFirmware(7, seed=seed, select=SELECT_ONYX))),
     "contec": Twin("contec", _seeded(ContecFirmware)),
     "contec_old": Twin("contec_old", _seeded(ContecOldFirmware)),
     "gps": Twin("gps", _seeded(lambda seed: GpsFirmware(seed=seed))),
