@@ -15,6 +15,7 @@ from cloud_sync import line_protocol
 from cloud_sync import settings as cloud_settings
 from cloud_sync.binding import Bindings
 from cloud_sync.consumer import Consumer
+from cloud_sync.gaps import GapReview
 from cloud_sync.ingest import Ingest
 from cloud_sync.redrive import Redrive
 from cloud_sync.registry import migrations
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 STATUS_INTERVAL_S = 5.0
 RETRY_S_MAX = 10.0
 POOL_SIZE = 4
-"""One connection for the batch in hand, one for parked messages, the others for their overlap."""
+"""One connection for the batch in hand, one for parked messages, one for gaps, the last for their overlap."""
 IMPLEMENTATIONS = {"line protocol": line_protocol.IMPLEMENTATION, "packing": packing.IMPLEMENTATION}
 """Which implementation of each kernel runs."""
 
@@ -101,6 +102,7 @@ class Bridge:
         self.timeseries = timeseries(settings)
         self.bindings = Bindings(self.database)
         self.redrive = Redrive(self.database, self.timeseries, self.bindings)
+        self.gaps = GapReview(self.database, alert_after_s=settings.bridge.gap_alert_s)
         self.consumer = Consumer(
             cloud_settings.broker(settings),
             settings.bridge.id,
@@ -124,6 +126,7 @@ class Bridge:
                 await self._retry(lambda: migrations.verify(self.database))
                 tasks.create_task(self.bindings.listen(self.redrive.wake), name="bindings")
                 tasks.create_task(self.redrive.run(), name="redrive")
+                tasks.create_task(self.gaps.run(), name="gaps")
                 tasks.create_task(self.consumer.run(), name="consumer")
         except BaseExceptionGroup as group:
             raise _cause(group) from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from cloud_sync.registry.entries import BlockKey, DeadLetter, LossCommit
+from cloud_sync.registry.entries import BlockKey, DeadLetter, LossCommit, Span
 from gateway.errors import MalformedError, WireError
 from gateway.samples import LossRecord, SampleBlock
 from gateway.wire import codec, control, topics
@@ -38,6 +38,10 @@ class Block:
     key: BlockKey
     sequence: int
     samples: SampleBlock
+
+    @property
+    def span(self) -> Span:
+        return Span(self.samples.first_ns, self.samples.last_ns, len(self.samples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Delivery:
             key=counted.key if counted else None,
             sequence=counted.sequence if counted else None,
             properties=envelope.properties,
+            span=counted.span if counted else None,
         )
 
 

@@ -18,9 +18,18 @@ from cloud_sync import receipts
 from cloud_sync.binding import Binding, Bindings
 from cloud_sync.delivery import Block, Delivery, Unreadable
 from cloud_sync.point_batch import PointBatch
-from cloud_sync.registry import admin, ledger
+from cloud_sync.registry import admin, gap_rows, ledger
 from cloud_sync.registry.database import Database
-from cloud_sync.registry.entries import Batch, BlockCommit, BlockKey, DeadLetter, LossCommit, ParkedBlock, Part, Ranges
+from cloud_sync.registry.entries import (
+    Batch,
+    BlockCommit,
+    BlockKey,
+    DeadLetter,
+    Identity,
+    LossCommit,
+    ParkedBlock,
+    Part,
+)
 from cloud_sync.timeseries import TimeSeries
 from gateway.errors import MalformedError, RefusedError
 from gateway.samples import SampleBlock
@@ -157,17 +166,16 @@ class Intake:
     async def _prepare(self) -> _Plan:
         """Decide what each message becomes; of one identity that is there twice the first counts."""
         plan = _Plan(changes=self._ingest.bindings.changes)
-        known = await self._committed()
-        seen: set[tuple[BlockKey, int]] = set()
+        done = await self._known()
         for delivery in self._deliveries:
             content = delivery.content
             if isinstance(content, Unreadable):
                 plan.letters.append(delivery.letter(content.reason))
             elif isinstance(content, Block | LossCommit):
                 identity = (content.key, content.sequence)
-                if identity in seen or receipts.holds(known[content.key], content.sequence):
+                if identity in done:
                     continue
-                seen.add(identity)
+                done.add(identity)
                 if isinstance(content, LossCommit):
                     plan.losses.append(content)
                 else:
@@ -184,12 +192,13 @@ class Intake:
         else:
             plan.blocks.append(_Bound(delivery, block, binding))
 
-    async def _committed(self) -> dict[BlockKey, Ranges]:
-        keys = {d.content.key for d in self._deliveries if isinstance(d.content, Block | LossCommit)}
-        if not keys:
-            return {}
+    async def _known(self) -> set[Identity]:
+        """Identities of the batch that the ledger has."""
+        asked = [(key, sequence) for _, key, sequence in self._counted()]
+        if not asked:
+            return set()
         async with self._ingest.database.connection() as connection:
-            return await ledger.committed(connection, keys)
+            return await ledger.known(connection, asked)
 
     async def _note_presence(self) -> None:
         """Keep what devices and gateways say of themselves; the newest word of a batch is enough."""
@@ -213,16 +222,17 @@ class Intake:
 
     async def _answers(self) -> list[Receipt]:
         """Answers to the batch's requests, from the ledger as it is after the batch."""
-        requests = [d.content for d in self._deliveries if isinstance(d.content, ReceiptRequest)]
         found: list[Receipt] = []
-        for request in requests:
+        for request in [d.content for d in self._deliveries if isinstance(d.content, ReceiptRequest)]:
             try:
-                keys = receipts.keys_wanted(request)
+                wanted = receipts.wanted(request)
             except MalformedError as error:
                 log.warning("receipt request of gateway %s: %s", request.gateway, error)
                 continue
             async with self._ingest.database.connection() as connection:
-                found += receipts.answer(request, await ledger.committed(connection, keys))
+                await gap_rows.note_wanted(connection, request.gateway, wanted)
+                committed = await ledger.committed_within(connection, wanted, receipts.ANSWER_RANGES_MAX)
+            found += receipts.answer(request.gateway, wanted, committed)
         return found
 
 
@@ -247,7 +257,7 @@ def _batch(plan: _Plan, ingest: Ingest) -> Batch:
             parked.append(_parked(bound, waiting, bound.binding.reason, parts))
         else:
             rate_hz = ingest.rates.get((block.samples.device, block.samples.signal))
-            blocks.append(BlockCommit(block.gateway, block.key, block.sequence, parts, rate_hz))
+            blocks.append(BlockCommit(block.gateway, block.key, block.sequence, parts, rate_hz, block.span))
     return Batch(blocks=blocks, losses=plan.losses, parked=parked, letters=letters)
 
 
@@ -266,4 +276,5 @@ def _parked(bound: _Bound, waiting: SampleBlock, reason: str, parts: tuple[Part,
         reason=reason,
         parts=parts,
         properties=envelope.properties,
+        span=block.span,
     )

@@ -5,9 +5,7 @@ Pure. A receipt is only ever made of what the ledger has committed.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Sequence
 
 from cloud_sync.registry.entries import BlockKey, Ranges
 from gateway.mqtt import Outbound
@@ -17,7 +15,12 @@ from gateway.wire.messages import RANGES_MAX, CommittedRanges, Receipt, ReceiptR
 ENTRIES_MAX = 500
 """Entries and ranges of one receipt: with the longest names it stays well below the payload limit of 1 MiB."""
 
+ANSWER_RANGES_MAX = 4 * RANGES_MAX
+"""Ranges of one answer, about 400 KB in a few messages: a ledger of alternating sequences has any number of them."""
+
 Entry = tuple[BlockKey, Ranges]
+Wanted = tuple[BlockKey, int, int]
+"""Inclusive first and last sequence."""
 
 
 def merged(sequences: Iterable[int]) -> Ranges:
@@ -29,12 +32,6 @@ def merged(sequences: Iterable[int]) -> Ranges:
         else:
             ranges.append((sequence, sequence))
     return ranges
-
-
-def holds(ranges: Sequence[tuple[int, int]], sequence: int) -> bool:
-    """Whether a sequence is in ranges that are in order."""
-    after = bisect_right(ranges, sequence, key=itemgetter(0))
-    return after > 0 and ranges[after - 1][1] >= sequence
 
 
 def receipts(committed: Iterable[tuple[str, BlockKey, int]]) -> list[Receipt]:
@@ -49,23 +46,23 @@ def receipts(committed: Iterable[tuple[str, BlockKey, int]]) -> list[Receipt]:
     ]
 
 
-def keys_wanted(request: ReceiptRequest) -> set[BlockKey]:
-    """What must be known to answer a request. Raises `MalformedError`."""
-    return {BlockKey(wanted.device, wanted.signal, wanted.epoch) for wanted in request.wanted}
+def wanted(request: ReceiptRequest) -> list[Wanted]:
+    """What a request asks for, each (key, first, last). Raises `MalformedError`."""
+    return [(BlockKey(one.device, one.signal, one.epoch), one.first, one.last) for one in request.wanted]
 
 
-def answer(request: ReceiptRequest, committed: Mapping[BlockKey, Ranges]) -> list[Receipt]:
-    """What of the wanted sequences is committed; an entry without ranges says that none of them is."""
+def answer(gateway: str, wanted: Sequence[Wanted], committed: Sequence[Ranges]) -> list[Receipt]:
+    """What of the wanted sequences is committed; an entry without ranges says that none of them is.
+
+    Of very many ranges only the lowest are told: the others come with the receipts of the blocks when they are sent
+    again, which costs nothing but their way.
+    """
     entries: list[Entry] = []
-    for wanted in request.wanted:
-        key = BlockKey(wanted.device, wanted.signal, wanted.epoch)
-        ranges = [
-            (max(first, wanted.first), min(last, wanted.last))
-            for first, last in committed.get(key, ())
-            if first <= wanted.last and last >= wanted.first
-        ]
-        entries.append((key, ranges))
-    return list(_receipts(request.gateway, entries))
+    left = ANSWER_RANGES_MAX
+    for (key, _, _), ranges in zip(wanted, committed, strict=True):
+        entries.append((key, ranges[:left]))
+        left -= len(entries[-1][1])
+    return list(_receipts(gateway, entries))
 
 
 def outbound(receipt: Receipt) -> Outbound:

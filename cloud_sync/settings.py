@@ -38,6 +38,8 @@ class Bridge(Section, frozen=True):
     id: Name = "bridge-1"
     state_dir: str = "/var/lib/wardlink-cloud"
     """Holds the lock that keeps a second bridge of the same id off; no data."""
+    gap_alert_s: Annotated[int, Meta(ge=1, le=31_536_000)] = 3600
+    """A gap that is open for longer raises an alert."""
 
 
 class Mqtt(mqtt_broker.Mqtt, frozen=True):

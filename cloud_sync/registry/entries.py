@@ -76,6 +76,9 @@ class BlockKey:
         _name(self.epoch, "epoch")
 
 
+Identity: TypeAlias = tuple[BlockKey, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Points of one block that went to one stream. `point_count`: samples, however many targets the stream has."""
@@ -87,6 +90,15 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """All samples of a message, whatever becomes of them."""
+
+    first_ns: int
+    last_ns: int
+    sample_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlockCommit:
     """A block whose points are all in the time-series store."""
 
@@ -95,6 +107,7 @@ class BlockCommit:
     sequence: int
     parts: tuple[Part, ...]
     rate_hz: float | None = None
+    span: Span | None = None
 
     def __post_init__(self) -> None:
         _within(self.sequence, "sequence", 0, INT64_MAX - 1)
@@ -121,6 +134,16 @@ class LossCommit:
             _within(first, "first sequence", 0)
             _within(last, "last sequence", first, INT64_MAX - 1)
 
+    @property
+    def lost_key(self) -> BlockKey:
+        """The sequence that the record's `sequences` are of."""
+        return BlockKey(self.loss.device, self.loss.signal, self.loss.epoch or self.key.epoch)
+
+    @property
+    def span(self) -> Span:
+        """The record counts as one sample of its own sequence."""
+        return Span(self.loss.first_ns, self.loss.last_ns, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class ParkedBlock:
@@ -142,6 +165,7 @@ class ParkedBlock:
     reason: str
     parts: tuple[Part, ...] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
+    span: Span | None = None
 
     def __post_init__(self) -> None:
         _within(self.sequence, "sequence", 0, INT64_MAX - 1)
@@ -168,6 +192,7 @@ class DeadLetter:
     sequence: int | None = None
     parts: tuple[Part, ...] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
+    span: Span | None = None
 
     def __post_init__(self) -> None:
         if (self.key is None) != (self.sequence is None):

@@ -6,23 +6,29 @@ one finds it new. Locks are always taken in the order ledger, devices, streams, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
-from psycopg.types.range import Int8Range
+from psycopg.types.multirange import Int8Multirange
 
+from cloud_sync.registry import losses
 from cloud_sync.registry.database import Connection
 from cloud_sync.registry.entries import (
+    INT64_MAX,
     Batch,
     BlockCommit,
     BlockKey,
     DeadLetter,
+    Identity,
     LossCommit,
     ParkedBlock,
     Part,
     Ranges,
+    Span,
     short,
     storable,
 )
@@ -50,21 +56,53 @@ LETTERS_ALERT = "dead_letters"
 """An alert of this kind is about a gateway."""
 
 _Entry: TypeAlias = BlockCommit | LossCommit | ParkedBlock | DeadLetter
-Identity: TypeAlias = tuple[BlockKey, int]
+
+
+async def known(connection: Connection, identities: Iterable[Identity]) -> set[Identity]:
+    """Which of these are committed."""
+    offered = _by_key(identities)
+    if not offered:
+        return set()
+    cursor = await connection.execute(
+        "SELECT number - 1, committed * sequences "
+        "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]::int8multirange[]) WITH ORDINALITY "
+        "AS o(device_serial, signal, epoch, sequences, number) JOIN ledger USING (device_serial, signal, epoch) "
+        "WHERE committed && sequences",
+        (*_key_columns(offered), [_multirange(sequences) for sequences in offered.values()]),
+    )
+    keys = list(offered)
+    return {(keys[number], sequence) async for number, found in cursor for sequence in _sequences(found)}
 
 
 async def committed(connection: Connection, keys: Iterable[BlockKey]) -> dict[BlockKey, Ranges]:
-    """The committed sequences of each key; an empty list for one that was never heard of."""
-    found: dict[BlockKey, Ranges] = {key: [] for key in keys}
+    """All committed sequences of each key; an empty list for one that was never heard of."""
+    ordered = list(dict.fromkeys(keys))
+    found = await committed_within(connection, [(key, 0, INT64_MAX - 1) for key in ordered], INT64_MAX)
+    return dict(zip(ordered, found, strict=True))
+
+
+async def committed_within(
+    connection: Connection, wanted: Sequence[tuple[BlockKey, int, int]], limit: int
+) -> list[Ranges]:
+    """Of each (key, first, last) what is committed; at most `limit` ranges in all, the lowest of the first keys."""
+    found: list[Ranges] = [[] for _ in wanted]
     cursor = await connection.execute(
-        "SELECT l.device_serial, l.signal, l.epoch, lower(run), upper(run) - 1 "
-        "FROM unnest(%s::text[], %s::text[], %s::text[]) AS asked(device_serial, signal, epoch) "
-        "JOIN ledger l USING (device_serial, signal, epoch), unnest(l.committed) AS run "
-        "ORDER BY 1, 2, 3, 4",
-        _key_columns(found),
+        "SELECT number - 1, lower(run), upper(run) - 1 "
+        "FROM unnest(%s::text[], %s::text[], %s::text[], %s::int8[], %s::int8[]) WITH ORDINALITY "
+        "AS asked(device_serial, signal, epoch, first, last, number) "
+        "JOIN ledger l USING (device_serial, signal, epoch), LATERAL "
+        "(SELECT run FROM unnest(l.committed * int8multirange(int8range(first, last, '[]'))) AS run LIMIT %s) AS runs "
+        "ORDER BY 1, 2 LIMIT %s",
+        (
+            *_key_columns(key for key, _, _ in wanted),
+            [first for _, first, _ in wanted],
+            [last for _, _, last in wanted],
+            limit,
+            limit,
+        ),
     )
-    async for device, signal, epoch, first, last in cursor:
-        found[BlockKey(device, signal, epoch)].append((first, last))
+    async for number, first, last in cursor:
+        found[number].append((first, last))
     return found
 
 
@@ -87,7 +125,9 @@ async def commit(connection: Connection, batch: Batch) -> set[Identity]:
     if not entries and not nameless:
         return set()
     async with connection.transaction():
-        new = await _claim(connection, entries)
+        await _lock(connection, entries.values())
+        claim = await _claim(connection, entries)
+        new = claim.new
         fresh = [entry for identity, entry in entries.items() if identity in new]
         await _see_devices(connection, fresh)
         await count_points(
@@ -95,7 +135,11 @@ async def commit(connection: Connection, batch: Batch) -> set[Identity]:
             [(part, entry.rate_hz if isinstance(entry, BlockCommit) else None)
              for entry in fresh if not isinstance(entry, LossCommit) for part in entry.parts],
         )  # fmt: skip
-        await _record_losses(connection, [entry for entry in fresh if isinstance(entry, LossCommit)])
+        if claim.beside_holes:
+            await _keep_edges(connection, claim, entries)
+        if claim.given_up:
+            await losses.take_back(connection, {one: _span_of(entries[one]) for one in claim.given_up})
+        await losses.record(connection, [entry for entry in fresh if isinstance(entry, LossCommit)])
         await _park(connection, [entry for entry in fresh if isinstance(entry, ParkedBlock)])
         await _bury(connection, [*(entry for entry in fresh if isinstance(entry, DeadLetter)), *nameless])
     return new
@@ -106,48 +150,187 @@ def _key_columns(keys: Iterable[BlockKey]) -> tuple[list[str], list[str], list[s
     return [key.device for key in ordered], [key.signal for key in ordered], [key.epoch for key in ordered]
 
 
-async def _claim(connection: Connection, entries: dict[Identity, _Entry]) -> set[Identity]:
-    """Lock the ledger rows, add what they lack, return what that was."""
-    if not entries:
-        return set()
-    gateways = {key: short(entry.gateway) for (key, _), entry in entries.items()}
-    columns = _key_columns(gateways)
+@dataclass(slots=True)
+class _Claim:
+    """What of a batch is new, and what the gaps have to know of it."""
+
+    new: set[Identity] = field(default_factory=set)
+    given_up: list[Identity] = field(default_factory=list)
+    """New ones that were on record as lost."""
+    beside_holes: set[BlockKey] = field(default_factory=set)
+    """Keys that have, or had, holes."""
+    edges: list[tuple[BlockKey, int, datetime]] = field(default_factory=list)
+    """What was the newest sequence and is below a hole now, with the time of its last sample."""
+
+
+async def _lock(connection: Connection, entries: Collection[_Entry]) -> None:
+    """Make the ledger rows of these entries, and lock those of the sequences that their loss records speak of.
+
+    All in one order, with those that `_claim` locks: it comes after, and may add none.
+    """
+    gateways: dict[BlockKey, str] = {}
+    has_losses = False
+    for entry in entries:
+        assert entry.key is not None
+        gateways[entry.key] = short(entry.gateway)
+        if isinstance(entry, LossCommit) and entry.loss.sequences is not None:
+            gateways.setdefault(entry.lost_key, short(entry.gateway))
+            has_losses = True
+    if not gateways:
+        return
     await connection.execute(
         "INSERT INTO ledger (device_serial, signal, epoch, gateway_id) "
         "SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]) ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING",
-        (*columns, list(gateways.values())),
+        (*_key_columns(gateways), list(gateways.values())),
     )
-    await connection.execute(
-        "SELECT FROM ledger WHERE (device_serial, signal, epoch) IN "
-        "(SELECT * FROM unnest(%s::text[], %s::text[], %s::text[])) ORDER BY device_serial, signal, epoch FOR UPDATE",
-        columns,
-    )
-    # A statement of its own: it sees what others committed while this one waited for the locks.
-    cursor = await connection.execute(
-        """
-        WITH offered AS (
-            SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::int8[], %s::text[])
-                       AS o(device_serial, signal, epoch, sequence, gateway_id)
-        ), new AS (
-            SELECT o.* FROM offered o JOIN ledger l USING (device_serial, signal, epoch)
-             WHERE NOT l.committed @> o.sequence
-        ), grown AS (
-            UPDATE ledger l
-               SET committed = l.committed + n.added, gateway_id = n.gateway_id, updated_at = now()
-              FROM (SELECT device_serial, signal, epoch, max(gateway_id) AS gateway_id,
-                           range_agg(int8range(sequence, sequence, '[]')) AS added
-                      FROM new GROUP BY device_serial, signal, epoch) n
-             WHERE (l.device_serial, l.signal, l.epoch) = (n.device_serial, n.signal, n.epoch)
+    if has_losses:
+        await connection.execute(
+            "SELECT FROM ledger WHERE (device_serial, signal, epoch) IN (SELECT * FROM "
+            "unnest(%s::text[], %s::text[], %s::text[])) ORDER BY device_serial, signal, epoch FOR UPDATE",
+            _key_columns(gateways),
         )
-        SELECT device_serial, signal, epoch, sequence FROM new
-        """,
+
+
+# A ledger row may be megabytes of ranges: it is read a fixed number of times however many of its sequences are offered,
+# and only the union, in the update, takes as long as it is. A row that had to be waited for is read as it then is.
+_OFFER = """
+    SELECT number - 1,
+           CASE WHEN l.committed && o.sequences THEN l.committed * o.sequences END,
+           CASE WHEN l.lost && o.sequences THEN l.lost * o.sequences END,
+           l.missing, upper(l.committed) - 1, l.newest_at,
+           greatest(upper(l.committed), upper(l.lost), l.known_through + 1)
+      FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]::int8multirange[]) WITH ORDINALITY
+               AS o(device_serial, signal, epoch, sequences, number)
+      JOIN ledger l USING (device_serial, signal, epoch)
+     ORDER BY device_serial, signal, epoch
+       FOR UPDATE OF l
+"""
+_GROW = """
+    UPDATE ledger l
+       SET committed = l.committed + n.added,
+           lost = CASE WHEN l.lost && n.added THEN l.lost - n.added ELSE l.lost END,
+           gateway_id = n.gateway_id, updated_at = now(), missing = n.missing,
+           block_count = l.block_count + n.blocks, sample_count = l.sample_count + n.samples,
+           newest_at = CASE WHEN n.is_newest THEN n.newest_at ELSE l.newest_at END,
+           review_due = l.review_due OR l.missing > 0 OR n.missing > 0
+      FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]::int8multirange[], %s::text[], %s::int8[], %s::int8[],
+                  %s::int8[], %s::bool[], %s::timestamptz[])
+               AS n(device_serial, signal, epoch, added, gateway_id, missing, blocks, samples, is_newest, newest_at)
+     WHERE (l.device_serial, l.signal, l.epoch) = (n.device_serial, n.signal, n.epoch)
+"""
+
+
+async def _claim(connection: Connection, entries: Mapping[Identity, _Entry]) -> _Claim:
+    """Lock the ledger rows and add what they lack; returns what that was."""
+    claim = _Claim()
+    offered = _by_key(entries)
+    if not offered:
+        return claim
+    cursor = await connection.execute(
+        _OFFER, (*_key_columns(offered), [_multirange(sequences) for sequences in offered.values()])
+    )
+    keys = list(offered)
+    grown: list[tuple[BlockKey, str, str, int, int, int, bool, datetime | None]] = []
+    async for number, here, lost, missing, newest, newest_at, stop in cursor:
+        key = keys[number]
+        known = set(_sequences(here))
+        new = [sequence for sequence in offered[key] if sequence not in known] if known else offered[key]
+        if not new:
+            continue
+        given_up = _sequences(lost)
+        claim.new.update((key, sequence) for sequence in new)
+        claim.given_up += [(key, sequence) for sequence in given_up]
+        missing_now = missing + max(new[-1] + 1 - stop, 0) - (len(new) - len(given_up))
+        if missing or missing_now:
+            claim.beside_holes.add(key)
+            if newest_at is not None and new[-1] > newest and newest + 1 not in new:
+                claim.edges.append((key, newest, newest_at))
+        spans = [span for sequence in new if (span := _span_of(entries[key, sequence]))]
+        last = _span_of(entries[key, new[-1]])
+        grown.append(
+            (
+                key,
+                _multirange(new),
+                short(entries[key, new[-1]].gateway),
+                missing_now,
+                len(spans),
+                sum(span.sample_count for span in spans),
+                newest is None or new[-1] > newest,
+                instant_of_ns(last.last_ns) if last else None,
+            )
+        )
+    if grown:
+        columns = list(zip(*grown, strict=True))
+        await connection.execute(_GROW, (*_key_columns(row[0] for row in grown), *map(list, columns[1:])))
+    return claim
+
+
+def _by_key(identities: Iterable[Identity]) -> dict[BlockKey, list[int]]:
+    """Sequences of each key, in order."""
+    found: dict[BlockKey, list[int]] = {}
+    for key, sequence in identities:
+        found.setdefault(key, []).append(sequence)
+    for sequences in found.values():
+        sequences.sort()
+    return found
+
+
+def _multirange(sequences: Sequence[int]) -> str:
+    """Sequences in order as PostgreSQL reads them."""
+    ranges: Ranges = []
+    for sequence in sequences:
+        if ranges and sequence == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], sequence)
+        else:
+            ranges.append((sequence, sequence))
+    return "{" + ",".join(f"[{first},{last}]" for first, last in ranges) + "}"
+
+
+def _sequences(found: Int8Multirange | None) -> list[int]:
+    """The sequences in a multirange from PostgreSQL."""
+    return [n for part in found or () for n in range(part.lower or 0, part.upper or 0)]
+
+
+def _span_of(entry: _Entry) -> Span | None:
+    """All samples of a message, as far as the entry tells."""
+    if isinstance(entry, LossCommit) or entry.span is not None:
+        return entry.span
+    if isinstance(entry, ParkedBlock):
+        return Span(entry.first_ns, entry.last_ns, entry.sample_count)
+    if not entry.parts:
+        return None
+    return Span(
+        min(part.first_ns for part in entry.parts),
+        max(part.last_ns for part in entry.parts),
+        max(sum(part.point_count for part in entry.parts), 1),
+    )
+
+
+async def _keep_edges(connection: Connection, claim: _Claim, entries: dict[Identity, _Entry]) -> None:
+    """Note the times at the ends of each run of new sequences beside a hole, for those of the gap."""
+    rows: list[tuple[BlockKey, int, int, datetime, datetime]] = []
+    rows += [(key, sequence, sequence, at, at) for key, sequence, at in claim.edges]
+    for key, sequence in sorted(identity for identity in claim.new if identity[0] in claim.beside_holes):
+        span = _span_of(entries[key, sequence])
+        if span is None:
+            continue
+        first_at, last_at = instant_of_ns(span.first_ns), instant_of_ns(span.last_ns)
+        if rows and rows[-1][0] == key and rows[-1][2] == sequence - 1:
+            rows[-1] = (*rows[-1][:2], sequence, rows[-1][3], last_at)
+        else:
+            rows.append((key, sequence, sequence, first_at, last_at))
+    await connection.execute(
+        "INSERT INTO ledger_edges (device_serial, signal, epoch, first, last, first_at, last_at) SELECT * FROM "
+        "unnest(%s::text[], %s::text[], %s::text[], %s::int8[], %s::int8[], %s::timestamptz[], %s::timestamptz[]) "
+        "ON CONFLICT DO NOTHING",
         (
-            *_key_columns(key for key, _ in entries),
-            [sequence for _, sequence in entries],
-            [gateways[key] for key, _ in entries],
+            *_key_columns(row[0] for row in rows),
+            [row[1] for row in rows],
+            [row[2] for row in rows],
+            [row[3] for row in rows],
+            [row[4] for row in rows],
         ),
     )
-    return {(BlockKey(*key), sequence) async for *key, sequence in cursor}
 
 
 async def _see_devices(connection: Connection, entries: Sequence[_Entry]) -> None:
@@ -209,36 +392,6 @@ async def count_points(connection: Connection, parts: Sequence[tuple[Part, float
         raise RefusedError(
             f"{len(streams) - cursor.rowcount} of {len(streams)} streams to count points of do not exist",
             hint="they were deleted after their points were written: resolve the blocks again",
-        )
-
-
-async def _record_losses(connection: Connection, losses: Sequence[LossCommit]) -> None:
-    """These losses are final: their rows are closed from the start."""
-    if not losses:
-        return
-    async with connection.cursor() as cursor:
-        await cursor.executemany(
-            "INSERT INTO stream_gaps (device_serial, device_id, stream_id, signal, gateway_id, cause, first_at, "
-            "last_at, sample_count, sequences, opened_at, closed_at) "
-            "SELECT n.serial, d.id, (SELECT s.id FROM signal_streams s JOIN signal_types t ON t.id = s.signal_type_id "
-            "WHERE s.device_id = d.id AND t.code = n.signal AND s.started_at <= n.first_at "
-            "AND (s.ended_at IS NULL OR s.ended_at > n.first_at) ORDER BY s.started_at DESC LIMIT 1), "
-            "n.signal, %s, %s, n.first_at, %s, %s, %s, now(), now() "
-            "FROM (SELECT %s::text AS serial, %s::text AS signal, %s::timestamptz AS first_at) n "
-            "LEFT JOIN devices d ON d.serial = n.serial",
-            [
-                (
-                    short(entry.gateway),
-                    entry.loss.cause.value,
-                    instant_of_ns(entry.loss.last_ns),
-                    entry.loss.sample_count,
-                    None if entry.loss.sequences is None else Int8Range(*entry.loss.sequences, "[]"),
-                    entry.loss.device,
-                    entry.loss.signal,
-                    instant_of_ns(entry.loss.first_ns),
-                )
-                for entry in losses
-            ],
         )
 
 

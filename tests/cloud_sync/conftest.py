@@ -18,6 +18,7 @@ from cloud_sync import settings as cloud_settings
 from cloud_sync.app import Bridge
 from cloud_sync.registry import admin, stream_admin
 from cloud_sync.registry.database import Database
+from cloud_sync.registry.instants import instant_of_ns
 from cloud_sync.registry.migrations import migrate
 from cloud_sync.settings import Influx, Mqtt, Postgres, Settings
 from gateway.errors import UnavailableError
@@ -127,6 +128,7 @@ class Chain:
     vitals = staticmethod(vitals)
     eeg = staticmethod(eeg)
     wait_for = staticmethod(wait_for)
+    at = staticmethod(instant_of_ns)
 
     def __init__(self, settings: Settings, mosquitto: Mosquitto, influx: InfluxDB, bucket: str) -> None:
         self.settings = settings

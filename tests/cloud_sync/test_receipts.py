@@ -22,19 +22,33 @@ def test_merged_ranges_hold_exactly_the_sequences(sequences: set[int]) -> None:
     ranges = receipts.merged(sequences)
     assert {n for first, last in ranges for n in range(first, last + 1)} == sequences
     assert all(before[1] + 1 < after[0] for before, after in itertools.pairwise(ranges))
-    assert {n for n in range(50) if receipts.holds(ranges, n)} == sequences
 
 
-@given(Sequences, st.integers(0, 40), st.integers(0, 40))
-def test_an_answer_is_what_of_the_wanted_is_committed(sequences: set[int], one: int, other: int) -> None:
-    first, last = sorted((one, other))
-    request = ReceiptRequest(
-        v=1, schema="receipt_request", gateway="g", wanted=[WantedRange("d", "eeg", "e", first, last)]
-    )
-    (receipt,) = receipts.answer(request, {KEY: receipts.merged(sequences)})
-    (entry,) = receipt.committed
-    told = {n for low, high in entry.ranges for n in range(low, high + 1)}
-    assert told == {n for n in sequences if first <= n <= last}
+def told(found: list[Receipt]) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Every entry of receipts as they arrive: signal and ranges."""
+    return [
+        (entry.signal, entry.ranges)
+        for receipt in found
+        for entry in control.decode(receipts.outbound(receipt).payload, Receipt).committed
+    ]
+
+
+def test_an_answer_has_an_entry_for_everything_asked() -> None:
+    wanted = [WantedRange("d", "eeg", "e", 0, 9), WantedRange("d", "ppg", "e", 0, 9)]
+    request = ReceiptRequest(v=1, schema="receipt_request", gateway="g", wanted=wanted)
+    asked = receipts.wanted(request)
+    assert asked == [(KEY, 0, 9), (BlockKey("d", "ppg", "e"), 0, 9)]
+    assert told(receipts.answer("g", asked, [[(1, 2), (4, 4)], []])) == [("eeg", [(1, 2), (4, 4)]), ("ppg", [])]
+
+
+def test_of_very_many_ranges_an_answer_tells_the_lowest() -> None:
+    wanted = [(KEY, 0, 2**62), (BlockKey("d", "ppg", "e"), 0, 2**62)]
+    ranges = [(2 * n, 2 * n) for n in range(100_000)]
+    found = receipts.answer("g", wanted, [ranges, ranges])
+    assert sum(len(receipts.outbound(receipt).payload) for receipt in found) < 500_000
+    pieces = told(found)
+    assert [pair for signal, some in pieces if signal == "eeg" for pair in some] == ranges[: receipts.ANSWER_RANGES_MAX]
+    assert pieces[-1] == ("ppg", [])
 
 
 def test_each_gateway_gets_its_own() -> None:
@@ -49,19 +63,15 @@ def test_each_gateway_gets_its_own() -> None:
 @pytest.mark.parametrize(("keys", "holes"), [(1, 10_000), (1200, 1), (3, 3000), (600, 20)])
 def test_large_receipts_are_cut_and_nothing_is_left_out(keys: int, holes: int) -> None:
     longest = "x" * 80
-    ledger = {
-        BlockKey(longest, f"s{k}", longest): [(2**60 + 2 * n, 2**60 + 2 * n) for n in range(holes)] for k in range(keys)
-    }
-    wanted = [WantedRange(one.device, one.signal, one.epoch, 0, 2**62) for one in ledger]
+    committed = [(2**60 + 2 * n, 2**60 + 2 * n) for n in range(holes)]
+    asked = [(BlockKey(longest, f"s{k}", longest), 0, 2**62) for k in range(keys)]
     told: dict[str, list[tuple[int, int]]] = {}
-    for start in range(0, keys, 1000):
-        request = ReceiptRequest(v=1, schema="receipt_request", gateway="g", wanted=wanted[start : start + 1000])
-        for receipt in receipts.answer(request, ledger):
-            message = receipts.outbound(receipt)
-            assert len(message.payload) < 500_000
-            decoded = control.decode(message.payload, Receipt)
-            assert len(decoded.committed) <= receipts.ENTRIES_MAX
-            assert sum(len(entry.ranges) for entry in decoded.committed) <= RANGES_MAX
-            for entry in decoded.committed:
-                told.setdefault(entry.signal, []).extend(entry.ranges)
-    assert told == {key.signal: ranges for key, ranges in ledger.items()}
+    for receipt in receipts.answer("g", asked, [committed] * keys):
+        message = receipts.outbound(receipt)
+        assert len(message.payload) < 500_000
+        decoded = control.decode(message.payload, Receipt)
+        assert len(decoded.committed) <= receipts.ENTRIES_MAX
+        assert sum(len(entry.ranges) for entry in decoded.committed) <= RANGES_MAX
+        for entry in decoded.committed:
+            told.setdefault(entry.signal, []).extend(entry.ranges)
+    assert told == {key.signal: committed for key, _, _ in asked}

@@ -20,6 +20,8 @@ from cloud_sync.registry.ledger import (
     Part,
     commit,
     committed,
+    committed_within,
+    known,
 )
 from gateway.errors import MalformedError, RefusedError
 from gateway.samples import LOSS, LossCause, LossRecord
@@ -116,6 +118,39 @@ async def test_epochs_are_apart(ward, stream) -> None:
         never = replace(KEY, signal="ppg")
         assert await committed(connection, [KEY, other, never]) == {KEY: [(1, 1)], other: [(1, 1)], never: []}
         assert await committed(connection, []) == {}
+
+
+async def test_what_is_known_and_what_of_the_wanted_is_committed(ward, stream) -> None:
+    other = replace(KEY, epoch="epoch-2")
+    await take(ward, *(block(ward, stream, n) for n in (0, 1, 2, 5, 6, 9)), block(ward, stream, 1, other))
+    async with ward.database.connection() as connection:
+        asked = {(KEY, n) for n in range(12)} | {(other, n) for n in range(3)} | {(replace(KEY, signal="ppg"), 1)}
+        assert await known(connection, asked) == {*((KEY, n) for n in (0, 1, 2, 5, 6, 9)), (other, 1)}
+        assert await known(connection, []) == set()
+        wanted = [(other, 1, 9), (KEY, 1, 5), (replace(KEY, signal="ppg"), 0, 1), (KEY, 6, 7), (KEY, 0, 99)]
+        answers = [[(1, 1)], [(1, 2), (5, 5)], [], [(6, 6)], [(0, 2), (5, 6), (9, 9)]]
+        assert await committed_within(connection, wanted, 100) == answers
+        assert await committed_within(connection, wanted[:2], 2) == [[(1, 1)], [(1, 2)]]
+
+
+async def test_a_ledger_row_of_alternating_sequences_is_read_and_grown_like_any_other(ward, stream) -> None:
+    """Row of 100,000 ranges: what is offered decides, and the answer is bounded."""
+    await take(ward, block(ward, stream, 0))
+    await ward.run(
+        "UPDATE ledger SET committed = (SELECT range_agg(int8range(2 * n, 2 * n + 1)) "
+        "FROM generate_series(0, 99999) n), missing = 99999"
+    )
+    fresh = [1, 3, 5, 199_999, 200_000, 200_003]
+    offered = [block(ward, stream, n) for n in (*fresh, 0, 2, 4, 199_998)]
+    assert await take(ward, *offered) == {(KEY, n) for n in fresh}
+    assert await take(ward, *offered) == set()
+    assert await ward.value("SELECT missing FROM ledger") == 99_999 - 3 + 2
+    assert await ward.value("SELECT missing = missing_of(committed, lost, known_through) FROM ledger")
+    async with ward.database.connection() as connection:
+        (answer,) = await committed_within(connection, [(KEY, 10, 2**62)], 1000)
+        assert answer == [(10 + 2 * n, 10 + 2 * n) for n in range(1000)]
+    storage = "SELECT attstorage FROM pg_attribute WHERE attrelid = 'ledger'::regclass AND attname = 'committed'"
+    assert await ward.value(storage) in ("e", b"e"), "compressing such a row takes most of the time of its commit"
 
 
 async def test_block_over_two_streams_counts_in_both(ward) -> None:

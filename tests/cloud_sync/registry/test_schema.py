@@ -109,8 +109,8 @@ STREAM = (
     "WHERE d.serial = 'CYTON-1' AND p.code = 'A' AND t.code = '{signal}'"
 )
 GAP = (
-    "INSERT INTO stream_gaps (device_serial, signal, gateway_id, cause, first_at, last_at, sample_count) "
-    "VALUES ('x', 'eeg', 'g', {})"
+    "INSERT INTO stream_gaps (device_serial, signal, gateway_id, outcome, cause, first_at, last_at, sample_count) "
+    "VALUES ('x', 'eeg', 'g', NULL, {})"
 )
 TAG = (
     "INSERT INTO timeseries_binding_tag (binding_id, tag_key, tag_value) "
@@ -169,6 +169,11 @@ REFUSED = {
     "gap of unknown cause": GAP.format("'gremlins', now(), now(), 1"),
     "gap that ends before it starts": GAP.format("'radio', now(), now() - interval '1 s', 1"),
     "gap of nothing": GAP.format("'radio', now(), now(), 0"),
+    "gap that is closed without an outcome": "INSERT INTO stream_gaps (device_serial, signal, gateway_id, cause, "
+    "first_at, last_at, sample_count, closed_at, outcome) "
+    "VALUES ('x', 'eeg', 'g', 'shed', now(), now(), 1, now(), NULL)",
+    "gap that is open with an outcome": "INSERT INTO stream_gaps (device_serial, signal, gateway_id, cause, "
+    "first_at, last_at, sample_count, outcome) VALUES ('x', 'eeg', 'g', 'shed', now(), now(), 1, 'arrived')",
     "ledger with a negative sequence": "INSERT INTO ledger (device_serial, signal, epoch, gateway_id, committed) "
     "VALUES ('x', 'eeg', 'e', 'g', '{[-1,2)}')",
     "parked twice": PARKED.format("1", "now(), now(), 1"),
