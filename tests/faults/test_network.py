@@ -6,8 +6,9 @@ The whole chain is real: outbox, uplink, mosquitto, bridge, InfluxDB, PostgreSQL
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ import msgspec
 import pytest
 
 from gateway import mqtt, mqtt_connection, tcp
-from gateway.mqtt import Broker, MqttSession, Outbound
+from gateway.mqtt import Broker, MqttSession, Outbound, connected_session
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.uplink.uplink import Uplink
 from gateway.uplink.window import Window
 from gateway.wire import topics
 from tests.faults.chaos_proxy import ChaosProxy
+from tests.faults.namespace import FarPeer, NoNamespaceError, copy
 from wardlink.servers import Mosquitto
 
 pytestmark = pytest.mark.faults
@@ -247,6 +249,40 @@ async def test_a_peer_that_vanished_is_noticed_while_new_connections_work(line: 
         await line.connected()
     line.send(5)
     await line.all_is_there_once()
+
+
+@pytest.fixture
+def far_peer(tmp_path: Path) -> Iterator[FarPeer]:
+    with contextlib.ExitStack() as connected:
+        try:
+            yield connected.enter_context(FarPeer(tmp_path / "broker.sock"))
+        except NoNamespaceError as error:
+            pytest.skip(f"NOT PROVEN HERE, that a peer whose packets vanish is noticed: no network namespace, {error}")
+
+
+async def test_a_pulled_cable_is_noticed_by_what_stays_unconfirmed(
+    far_peer: FarPeer, mosquitto_server: Mosquitto, tmp_path: Path, pings: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when nobody waits for answers to pings, as while a flood is held back. The control has no such limit."""
+    monkeypatch.setattr(mqtt_connection, "PINGS_UNANSWERED_MAX", 10**9)
+    mosquitto_server.start()
+
+    async def to_broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(mosquitto_server.host, mosquitto_server.port)
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+    login = mosquitto_server.bridge
+    brokers = [Broker(far_peer.host, far_peer.port, f"cable-{n}", login.user, login.password) for n in range(2)]
+    watching, control = MqttSession(brokers[0]), MqttSession(brokers[1])
+    async with await asyncio.start_unix_server(to_broker, tmp_path / "broker.sock"):
+        monkeypatch.setattr(tcp, "UNACKNOWLEDGED_S_MAX", 600.0)
+        async with connected_session(control):
+            monkeypatch.setattr(tcp, "UNACKNOWLEDGED_S_MAX", 1.0)
+            async with connected_session(watching):
+                await asyncio.to_thread(far_peer.pull_the_cable)
+                await until(lambda: not watching.connected.is_set())
+                assert "timed out" in watching.last_error
+                assert control.connected.is_set()
 
 
 async def test_resets_lose_and_double_nothing(line: Line) -> None:
