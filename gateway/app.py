@@ -206,8 +206,7 @@ class Gateway:
     def current_status(self, *, running: bool = True) -> status.GatewayStatus:
         """What `status.json` says."""
         assert self.uplink is not None
-        session, holding = self.uplink.session, self.outbox.holding
-        connected = session.connected.is_set()
+        holding = self.outbox.holding
         return status.GatewayStatus(
             gateway=self._settings.gateway.id,
             pid=os.getpid(),
@@ -216,9 +215,21 @@ class Gateway:
             devices=[*(_device_status(one, self.outbox) for one in self.acquisitions), *self._unanswered()],
             outbox=status.OutboxStatus(holding.rows, holding.size, self.outbox.problem),
             clock=self._clock_status(),
-            broker=status.BrokerStatus(connected, "" if connected else str(session.last_error or "")),
+            broker=self._broker_status(),
             implementations=IMPLEMENTATIONS,
             bluetooth=self._bluetooth(),
+        )
+
+    def _broker_status(self) -> status.BrokerStatus:
+        assert self.uplink is not None
+        session, refused = self.uplink.session, self.uplink.sender.refused
+        connected = session.connected.is_set()
+        newest = refused[max(refused)] if refused else ""
+        return status.BrokerStatus(
+            connected,
+            "" if connected else str(session.last_error or ""),
+            len(refused),
+            newest[: status.REASON_CHARACTERS_MAX],
         )
 
     def _clock_status(self) -> status.ClockStatus:
@@ -270,6 +281,8 @@ class Gateway:
         ]
         if self.outbox.problem:
             parts.insert(0, f"OUTBOX: {self.outbox.problem}")
+        if refused := self.uplink.sender.refused:
+            parts.append(f"{len(refused)} blocks THAT THE BROKER DOES NOT TAKE: {refused[max(refused)]}")
         parts.extend(
             f"{one.device.serial} {one.condition.state}: {one.condition.reason}"
             for one in self.acquisitions

@@ -133,6 +133,7 @@ def _families(status: GatewayStatus, states: Sequence[str], *, runs: bool) -> It
     yield _gauge("clock_error_seconds", "bound of its error", [], [([], status.clock.error_ns / NS_PER_S)])
     yield _gauge("clock_blocks_held", "blocks held until the time is known", [], [([], status.clock.waiting)])
     yield _gauge("broker_connected", "1: the MQTT session is up", [], [([], status.broker.connected)])
+    yield _gauge("broker_refused_blocks", "blocks that the broker does not take", [], [([], status.broker.refused)])
     adapters = [([one.adapter], float(one.connections)) for one in status.bluetooth]
     yield _gauge("bluetooth_connections", "connections that the adapter carries", ["adapter"], adapters)
     slots = [([one.adapter], float(one.slots)) for one in status.bluetooth if one.slots is not None]

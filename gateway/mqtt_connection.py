@@ -54,12 +54,15 @@ _NOT_MQTT = (MQTTException, ValueError, LookupError, TypeError, AttributeError, 
 """What paho raises on a peer's bytes that are no MQTT."""
 _UNSPECIFIED = 0x80
 _CREDENTIALS_HINT = "check user name, password and the broker's access list"
+_NEVER = {0x90, 0x99}
+"""Reasons that lie in the message itself, which another attempt does not change: its topic, its payload."""
 _HINTS = {
     0x84: "the broker must speak MQTT 5",
     0x85: "the broker does not like the client id",
     0x86: _CREDENTIALS_HINT,
     0x87: _CREDENTIALS_HINT,
     0x8E: "another client uses the same client id",
+    0x95: "the broker's limit on messages must be raised",
 }
 """By reason code: MQTT 5, section 2.4."""
 
@@ -133,8 +136,7 @@ class Connection:
 
     def publish(self, message: Outbound) -> asyncio.Future[None]:
         answer: asyncio.Future[None] = self.loop.create_future()
-        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
-        if self._packet_bytes_max is not None and size > self._packet_bytes_max:
+        if self._packet_bytes_max is not None and _packet_bytes(message) > self._packet_bytes_max:
             reason = f"{message.topic}: {len(message.payload)} bytes are more than the broker takes"
             _fail(answer, RefusedError(reason, hint=f"its maximum packet size is {self._packet_bytes_max}"))
         else:
@@ -306,7 +308,8 @@ class Connection:
         self._packets_handled += 1
         answer = self._inflight.pop(mid, None)
         if answer is not None and code.is_failure:
-            _fail(answer, UnavailableError(f"broker did not take a message: {code}", hint=_HINTS.get(code.value, "")))
+            kind = RefusedError if code.value in _NEVER else UnavailableError
+            _fail(answer, kind(f"broker did not take a message: {code}", hint=_HINTS.get(code.value, "")))
         elif answer is not None and not answer.done():
             answer.set_result(None)
         if self._waiting or self._giving_way:
@@ -383,6 +386,13 @@ def _fail(future: asyncio.Future[None], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # its waiter may be gone: an unseen failure is no news
+
+
+def _packet_bytes(message: Outbound) -> int:
+    """Of its PUBLISH, MQTT 5, section 3.3, with lengths at their longest."""
+    texts = [message.topic, message.content_type, *message.properties, *message.properties.values()]
+    lengths = 2 * len(texts) + len(message.properties) + 1  # and what each property is
+    return 5 + 2 + 4 + lengths + sum(len(text.encode()) for text in texts) + len(message.payload)
 
 
 def _typed_properties(kind: int) -> Properties:

@@ -103,6 +103,10 @@ class BrokerStatus(msgspec.Struct, frozen=True):
     connected: bool
     last_error: str
     """Why it is away; empty while it is there."""
+    refused: int = 0
+    """Blocks that it does not take. They wait in the outbox."""
+    refusal: str = ""
+    """Why, of the newest."""
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):

@@ -46,6 +46,8 @@ def show(config: Path, *, as_json: bool) -> int:
         print(f"outbox: NOTHING IS ACCEPTED NOW: {outbox.problem}")
     print(_clock_line(found.clock))
     print(f"broker: {'connected' if broker.connected else f'away: {broker.last_error}'}")
+    if broker.refused:
+        print(f"broker: {broker.refused} blocks ARE NOT TAKEN and wait in the outbox: {harmless(broker.refusal)}")
     print("; ".join(f"{part}: {name}" for part, name in found.implementations.items()))
     return EXIT_OK if fresh else EXIT_FAILURE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 
 from gateway.errors import RefusedError, UnavailableError
@@ -28,6 +28,8 @@ MESSAGE_BYTES = 200
 FETCH_RETRY_S = 1.0
 ATTEMPTS_MAX = 3
 """A row that failed so often may be what makes the broker drop the connection: it is set aside."""
+REFUSED_MAX = 1000
+"""Rows of which it is remembered that the broker does not take them."""
 NEXT_ATTEMPT_S = 5.0
 """Before the second and later attempts, in which a row keeps its place in the window: a broker that declines everything
 is asked no faster than that. The first failure is most often a lost connection."""
@@ -50,6 +52,8 @@ class Sender:
         self._failures: dict[int, int] = {}
         """How often each row that is still here was not taken, since it last was."""
         self._has_blamed = False
+        self.refused: dict[int, str] = {}
+        """Rows that the broker did not take when it last was offered them, and why. They wait in the outbox."""
         self._wake = asyncio.Event()
         self.bridge_present = False
         """Whether resending makes sense: nobody receipts what nobody reads."""
@@ -71,6 +75,7 @@ class Sender:
         self._unreceipted.receipted(numbers, _now_s())
         for number in numbers:
             self._failures.pop(number, None)
+            self.refused.pop(number, None)
         self._wake.set()
 
     async def run(self) -> None:
@@ -136,7 +141,14 @@ class Sender:
                 self._remember(stored.id)
         if len(rows) < limit:
             self._lanes.sent(span)
+        through = rows[-1].id if len(rows) == limit else span.through
+        self._forget_refused(span.after, through, {stored.id for stored in rows})
         return True
+
+    def _forget_refused(self, after: int, through: int, here: Container[int]) -> None:
+        """Refused rows that are no longer in the outbox: they were given up, which is on record as a loss."""
+        for number in [one for one in self.refused if after < one <= through and one not in here]:
+            del self.refused[number]
 
     def _publish(self, stored: StoredRow, lane: Lane) -> bool:
         """Hand a row to the session. False when the connection is lost."""
@@ -180,6 +192,7 @@ class Sender:
                 self._give_back(number)
         else:
             self._failures.pop(number, None)
+            self.refused.pop(number, None)
             self._window.acknowledged(number, _now_s())
         self._window.forget(number)
         self._wake.set()
@@ -201,7 +214,11 @@ class Sender:
 
     def _set_aside(self, number: int, error: BaseException | None) -> None:
         """It stays in the outbox, and waits like what was sent and has no receipt; the others go on."""
-        log.error("block %d of the outbox does not get through: %s", number, error or "interrupted")
+        reason = str(error or "interrupted")
+        if number not in self.refused:
+            log.error("block %d of the outbox does not get through: %s", number, reason)
+        if len(self.refused) < REFUSED_MAX:
+            self.refused[number] = reason
 
     def _give_back(self, number: int) -> None:
         self._window.forget(number)

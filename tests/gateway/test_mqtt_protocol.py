@@ -249,7 +249,43 @@ async def test_a_message_larger_than_the_broker_takes_is_refused_and_the_session
     async with scripted_broker(script) as broker, connected_session(MqttSession(broker)) as session:
         with pytest.raises(RefusedError, match="2000"):
             await session.publish(Outbound("t", bytes(2000)))
-        await asyncio.wait_for(session.publish(Outbound("t", bytes(1000))), SECONDS_MAX)
+        message = Outbound("t", bytes(1900), "application/json", {"schema": "raw", "historical": "0"})
+        await asyncio.wait_for(session.publish(message), SECONDS_MAX)
+
+
+@pytest.mark.parametrize("properties", [{}, {"schema": "vital_signs", "historical": "1"}])
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+async def test_what_is_just_small_enough_is_as_large_as_was_counted(size: int, properties: dict[str, str]) -> None:
+    """The limit is on the whole packet; what is counted may be a few bytes more, never less."""
+    message = Outbound("wardlink/v1/gw/data/ä/eeg", bytes(size), "application/cbor", properties)
+    sizes: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        body = await peer.expect(PUBLISH)
+        sizes.append(len(packet(PUBLISH, body)))
+        await peer.send(packet(PUBACK, body[2 + body[1] : 4 + body[1]]))
+
+    async with scripted_broker(script) as broker, connected_session(MqttSession(broker)) as session:
+        await asyncio.wait_for(session.publish(message), SECONDS_MAX)
+    assert 0 <= mqtt_connection._packet_bytes(message) - sizes[0] <= 8
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(0x90, RefusedError), (0x99, RefusedError), (NOT_AUTHORIZED, UnavailableError), (0x97, UnavailableError)],
+)
+async def test_what_lies_in_the_message_is_told_from_what_may_heal(code: int, kind: type[Exception]) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        mid = (await peer.expect(PUBLISH))[3:5]
+        await peer.send(packet(PUBACK, mid + bytes([code, 0])))
+        await peer.listen()
+
+    async with scripted_broker(script) as broker, connected_session(MqttSession(broker)) as session:
+        with pytest.raises(kind):
+            await asyncio.wait_for(session.publish(Outbound("t", b"")), SECONDS_MAX)
+        assert session.connected.is_set()
 
 
 async def test_a_publish_that_the_broker_declines_fails_with_its_reason() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +24,11 @@ from gateway.uplink.sender import Sender
 from gateway.uplink.window import Window
 from gateway.wire import codec, topics
 from gateway.wire.codec import Payload
+from tests.gateway.uplink.conftest import Chain
+from wardlink.servers import Mosquitto
 
 ALL = 10**9
+numbers = itertools.count(1)
 ROW_BYTES = 445
 """Of a block of these tests, on its way."""
 
@@ -305,8 +310,9 @@ async def test_an_outbox_that_cannot_be_read_holds_the_sender_up_but_does_not_en
     assert failures == 0
 
 
-def oversized(sequence: int) -> Row:
-    data = b"\x00" * ((1 << 20) + 1)  # the fixture's broker takes no more than 1 MiB
+def oversized(sequence: int, size: int = (1 << 20) + 1) -> Row:
+    """Of a size that the broker does not take: by default the fixture's."""
+    data = bytes(size)
     return Row("DEV", "ppg", "E", sequence, 1, 2, 1, 0, "", Payload("application/cbor", "raw", data))
 
 
@@ -325,6 +331,72 @@ async def test_a_row_that_makes_the_broker_hang_up_is_set_aside_and_the_others_g
         assert caplog.text.count("connection to broker") <= 3
         assert outbox.holding.rows == 21
         assert 1 in uplink.sender._unreceipted
+
+
+class Narrow(Mosquitto):
+    """Takes no packet beyond a limit, and says so in its CONNACK."""
+
+    packet_bytes_max = 20_000
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        path = self.folder / "mosquitto.conf"
+        path.write_text(f"{path.read_text()}\nmax_packet_size {self.packet_bytes_max}\n", encoding="utf-8")
+
+
+@pytest.fixture
+def narrow(servers_folder: Path, tmp_path: Path) -> Iterator[Any]:
+    server = Narrow(servers_folder / f"narrow-{next(numbers)}")
+    server.start()
+    chain = Chain(server, server.gateway("gw-narrow"), tmp_path / "outbox.db")
+    yield chain
+    server.stop()
+
+
+async def test_what_a_real_broker_is_too_narrow_for_is_on_record_until_its_limit_is_raised(
+    narrow: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain = narrow
+    async with (
+        chain.cloud(present=True) as cloud,
+        chain.outbox() as outbox,
+        chain.uplink(outbox, resend_after_s=0.4) as uplink,
+    ):
+        cloud.receipting = True
+        await chain.until(lambda: uplink.sender.bridge_present)
+        outbox._take(oversized(0, 30_000))
+        for at in range(20):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(cloud.counts()) == 20 and outbox.holding.rows == 1)
+        await chain.until(lambda: list(uplink.sender.refused) == [1])
+        assert "its maximum packet size is 20000" in uplink.sender.refused[1]
+        connection = uplink.session._connection
+        for at in range(20, 40):  # its time to be tried again comes and goes, and the others are taken all the while
+            outbox.append(chain.block(at=at))
+            await asyncio.sleep(0.05)
+        await chain.until(lambda: len(cloud.counts()) == 40)
+        assert uplink.session._connection is connection
+        assert caplog.text.count("does not get through") == 1
+        await asyncio.to_thread(chain.mosquitto.stop)
+        chain.mosquitto.packet_bytes_max = 100_000
+        await asyncio.to_thread(chain.mosquitto._prepare)
+        await asyncio.to_thread(chain.mosquitto.start)
+        await asyncio.wait_for(cloud.session.connected.wait(), 20)
+        await cloud.present(online=True)
+        await chain.until(lambda: not uplink.sender.refused)
+        await chain.until(lambda: any(len(message.payload) == 30_000 for message in cloud.blocks))
+
+
+async def test_a_refused_block_that_is_given_up_is_no_longer_on_record_as_refused(chain: Any) -> None:
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session, resend_after_s=0.1) as sender:
+        outbox.append(chain.block(at=0))
+        await chain.until(lambda: len(session.published) == 1)
+        session.published[0][1].set_exception(RefusedError("more than the broker takes"))
+        await chain.until(lambda: sender.refused == {1: "more than the broker takes"})
+        await outbox.forget("DEV", "eeg", outbox.epoch, [(0, 0)])  # the sender is not told, as when it is shed
+        sender.bridge_present = True
+        await chain.until(lambda: not sender.refused)
 
 
 class Scripted:
