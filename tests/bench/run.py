@@ -21,6 +21,7 @@ GROUPS = {
     "kernels": ("features", "packets_and_lines"),
     "devices": ("time_axis", "gateway_load"),
     "durability": ("uplink",),
+    "losses": ("losses",),
 }
 OUTPUT = Path("build/bench.json")
 PIPE_COLUMNS = 160

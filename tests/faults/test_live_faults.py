@@ -21,7 +21,7 @@ from tests.faults.devices import PACE_S, Devices, running, until
 from tests.faults.mount import MountedDisk
 from tests.faults.witness import ALL, GATEWAY, Found, Told, look
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 FILE = Path("state") / "outbox.db"
 LIMITS = Limits(commit_interval_s=0.02, commit_blocks=64)
