@@ -1,7 +1,7 @@
 """Rows of the bench: the feature kernels of every build against numpy, scipy, mne-connectivity and brainflow.
 
 8 channels at 250 Hz. The peers get a window of 2 s, three half-overlapping segments, for each step. All of them and all
-builds run in turns, on one thread; ratios are those of the medians.
+builds run in turns, on one thread, whose own time counts; ratios are those of the medians.
 
 Each peer does no more than `WindowAnalysis` on the same samples, and is called as well as we know how:
 
@@ -139,11 +139,11 @@ def medians(works: Mapping[str, tuple[Work, int]]) -> dict[str, float]:
 
 
 def once(work: Work, count: int) -> float:
-    """Seconds of a call, as the mean of `count`."""
-    begun = time.perf_counter()
+    """Seconds of this thread for a call, as the mean of `count`: on a shared machine others' turns do not count."""
+    begun = time.thread_time()
     for _ in range(count):
         work()
-    return (time.perf_counter() - begun) / count
+    return (time.thread_time() - begun) / count
 
 
 def noise(count: int, channels: int) -> Floats:
