@@ -6,6 +6,7 @@ Everything is checked and sized at the door; the loops themselves touch no Pytho
 
 import numpy
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
@@ -37,6 +38,8 @@ cdef enum:
     BUFFER_BYTES_MAX = 64 * 1024 * 1024
     PACKETS_AT_ONCE = 128
 
+# Below it the work takes less than a microsecond, and handing the GIL over and back a good part of that.
+cdef Py_ssize_t BYTES_WITHOUT_GIL = 16 * 1024
 cdef object empty = numpy.empty
 cdef object INT32 = numpy.dtype(numpy.int32)
 
@@ -120,6 +123,15 @@ cdef void unpack_little(const uint8_t *data, int bits, int32_t *values, Py_ssize
         held -= bits
 
 
+cdef int32_t *room_in(array) except? NULL:
+    """Where a new array of our own has its numbers: a typed memoryview of it would take as long as the work."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    cdef int32_t *numbers = <int32_t *> view.buf
+    PyBuffer_Release(&view)
+    return numbers
+
+
 cdef Py_ssize_t size_of(bytes data) except -1:
     cdef Py_ssize_t size = len(data)
     if size > BUFFER_BYTES_MAX:
@@ -141,9 +153,12 @@ def find_packets(bytes buffer not None):
     cdef Py_ssize_t count
     cdef const uint8_t *data = buffer
     starts = empty(size // CYTON_BYTES + 1, INT32)
-    cdef int32_t[::1] written = starts
-    with nogil:
-        count = find(data, size, &written[0], &rest)
+    cdef int32_t *written = room_in(starts)
+    if size < BYTES_WITHOUT_GIL:
+        count = find(data, size, written, &rest)
+    else:
+        with nogil:
+            count = find(data, size, written, &rest)
     return starts[:count], rest
 
 
@@ -152,10 +167,9 @@ def channel_counts(bytes packets not None):
     cdef Py_ssize_t count = parts_of(packets, CYTON_BYTES)
     cdef const uint8_t *data = packets
     counts = empty((CYTON_CHANNELS, count), INT32)
-    cdef int32_t[:, ::1] written = counts
-    if count:
-        with nogil:
-            cyton_counts(data, NULL, count, &written[0, 0], count, 1)
+    cdef int32_t *written = room_in(counts)
+    with nogil:
+        cyton_counts(data, NULL, count, written, count, 1)
     return counts
 
 
@@ -174,20 +188,19 @@ def read_packets(
     counts = empty((count, CYTON_CHANNELS), INT32) if sample_major else empty((CYTON_CHANNELS, count), INT32)
     counters = PyBytes_FromStringAndSize(NULL, count)
     stops = PyBytes_FromStringAndSize(NULL, count)
-    cdef int32_t[:, ::1] counts_written = counts
+    cdef int32_t *counts_written = room_in(counts)
+    cdef Py_ssize_t by_channel = 1 if sample_major else count
+    cdef Py_ssize_t by_packet = CYTON_CHANNELS if sample_major else 1
     cdef uint8_t *counters_written = <uint8_t *> PyBytes_AS_STRING(counters)
     cdef uint8_t *stops_written = <uint8_t *> PyBytes_AS_STRING(stops)
-    if count:
+    if 0 < count and size < BYTES_WITHOUT_GIL:
+        lost = read(
+            data, &starts[0], count, counts_written, by_channel, by_packet, counters_written, stops_written, expected
+        )
+    elif count:
         with nogil:
             lost = read(
-                data,
-                &starts[0],
-                count,
-                &counts_written[0, 0],
-                1 if sample_major else count,
-                CYTON_CHANNELS if sample_major else 1,
-                counters_written,
-                stops_written,
+                data, &starts[0], count, counts_written, by_channel, by_packet, counters_written, stops_written,
                 expected,
             )
     return counts, counters, stops, lost
@@ -198,10 +211,12 @@ def muse_counts(bytes packets not None):
     cdef Py_ssize_t count = parts_of(packets, MUSE_BYTES)
     cdef const uint8_t *data = packets
     counts = empty((count, MUSE_SAMPLES), INT32)
-    cdef int32_t[:, ::1] written = counts
-    if count:
+    cdef int32_t *written = room_in(counts)
+    if count * MUSE_BYTES < BYTES_WITHOUT_GIL:
+        muse_counts_of(data, count, written)
+    else:
         with nogil:
-            muse_counts_of(data, count, &written[0, 0])
+            muse_counts_of(data, count, written)
     return counts
 
 
@@ -215,8 +230,7 @@ def little_values(bytes data not None, int bits):
         raise ValueError(f"{size} bytes are no whole number of values of {bits} bits")
     cdef Py_ssize_t count = size * 8 // bits
     values = empty(count, INT32)
-    cdef int32_t[::1] written = values
-    if count:
-        with nogil:
-            unpack_little(octets, bits, &written[0], count)
+    cdef int32_t *written = room_in(values)
+    with nogil:
+        unpack_little(octets, bits, written, count)
     return values
