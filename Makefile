@@ -9,11 +9,11 @@ ONLY ?=
 
 export PYTHON VENV
 
-.PHONY: help demo test faults bench lint lint-style lint-format lint-types lint-imports lint-cython setup setup-test clean
+.PHONY: help demo test faults bench aarch64 lint lint-style lint-format lint-types lint-imports lint-cython setup setup-test clean
 .DEFAULT_GOAL := help
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## the whole chain for 30 s on private servers and virtual devices; ARGS="--help" shows more
 	@$(VENV)/bin/wardlink demo $(ARGS)
@@ -27,6 +27,9 @@ faults: setup-test ## the long form of the fault rigs: power cuts, failing disks
 bench: ## how far ahead of its peers it is, as a table and as build/bench.json; ONLY=kernels, devices, durability or losses
 	@sh .ci/setup dev,bench
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python tests/bench/run.py $(ONLY)
+
+aarch64: setup-test ## build the kernels for aarch64 and run their tests under qemu-user; by hand, it says what it needs
+	@sh tests/aarch64.sh $(ARGS)
 
 lint: lint-style lint-format lint-types lint-imports lint-cython ## all linters; -k shows what each of them finds
 
