@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -28,6 +29,9 @@ RECEIPTS_BYTES_MAX = 8 << 20
 """The same in bytes: above any true receipt, below what garbage could fill."""
 DISK_RETRY_S = 1.0
 """Between two attempts at an outbox that does not answer."""
+ASK_S = 600.0
+"""From one question for receipts to the next while nothing gives cause: the answer tells nothing new, but the cloud
+learns what this outbox does not hold, and that no such block can come any more."""
 WANTED_MAX = 512
 """Streams and epochs in one receipt request."""
 
@@ -169,7 +173,9 @@ class Uplink:
     async def _ask(self) -> None:
         """After every connection, and when receipts are overdue, ask which of the blocks that are here are stored."""
         while True:
-            await self._asking.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ASK_S):
+                    await self._asking.wait()
             self._asking.clear()
             try:
                 held = list((await self._outbox.held()).items())

@@ -229,17 +229,23 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
 
 class WantedRange(Struct, frozen=True):
-    """Sequences that a gateway still holds."""
+    """What a gateway still holds of one epoch; between `first` and `last` some may be gone, too."""
 
     device: Name
     signal: Name
     epoch: Name
-    first: Sequence
-    last: Sequence
+    first: Annotated[
+        Sequence,
+        Meta(description="lowest that it holds: all below is receipted, or on record as lost, and cannot come"),
+    ]
+    last: Annotated[Sequence, Meta(description="highest that it holds")]
 
 
 class ReceiptRequest(Struct, frozen=True, kw_only=True):
-    """A gateway asks which of the blocks that it holds are safely stored."""
+    """A gateway asks which of the blocks that it holds are safely stored.
+
+    It names all that it holds, in as many messages as that takes: of an epoch that it does not name it holds nothing.
+    """
 
     v: Version
     schema: Literal["receipt_request"]

@@ -144,6 +144,15 @@ async def test_overdue_receipts_are_asked_for_before_anything_is_sent_again(chai
         assert uplink.sender.resent == 0
 
 
+async def test_now_and_then_it_asks_without_a_cause(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uplink_module, "ASK_S", 0.05)
+    async with chain.cloud() as cloud, chain.outbox() as outbox:
+        outbox.append(chain.block())
+        await outbox.commit()
+        async with chain.uplink(outbox):
+            await chain.until(lambda: len(cloud.requests()) >= 3)
+
+
 async def test_an_empty_outbox_asks_for_nothing(chain: Any) -> None:
     async with chain.cloud() as cloud, chain.outbox() as outbox, chain.uplink(outbox) as uplink:
         await chain.until(lambda: statuses(cloud) == [True])
