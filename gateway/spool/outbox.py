@@ -297,7 +297,7 @@ class Outbox:
 
     def _refuse(self, content: SampleBlock | LossRecord) -> None:
         if isinstance(content, LossRecord):
-            record = dataclasses.replace(content, sequences=None)
+            record = dataclasses.replace(content, sequences=None, epoch="", block_runs=())
         else:
             record = LossRecord(
                 content.device, content.signal, LossCause.SHED, content.first_ns, content.last_ns, len(content)
