@@ -14,34 +14,35 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from gateway.errors import UnavailableError
 from gateway.samples import LOSS, LossCause, LossRecord, SampleBlock
-from gateway.spool import retention, stamping
+from gateway.spool import marks, retention, stamping
 from gateway.spool.stamping import Final
 from gateway.spool.store import (
     DamagedRow,
     EpochKey,
+    FullError,
     Held,
     Holding,
+    Place,
     Range,
     Row,
     Store,
     StoredRow,
     StreamKey,
+    Suspect,
     Tally,
     identity,
 )
+from gateway.spool.store_thread import StoreThread
 from gateway.wire import codec
 from gateway.wire.codec import Identity
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 PENDING_BYTES_MAX = 16 << 20
 """Encoded blocks that wait for a disk that does not take them: about 30 min of one headset."""
@@ -51,6 +52,8 @@ SHED_BYTES = 1 << 20
 SHED_SHARE = 16
 """A full outbox frees so much at a time, or this part of its quota if that is less: given up one by one, small rows
 would only turn into loss records of their own size."""
+ROOM_BYTES_MIN = 256 << 10
+"""So much an outbox must still be able to grow before its disk is as full as it may be; else it gives rows up."""
 COMMIT_RETRY_S_MAX = 5.0
 
 
@@ -58,7 +61,7 @@ COMMIT_RETRY_S_MAX = 5.0
 class Limits:
     """When the outbox commits and how much it keeps."""
 
-    commit_interval_s: float = 0.5
+    commit_interval_s: float = 1.0
     commit_blocks: int = 64
     bytes_max: int = 4 << 30
 
@@ -70,7 +73,7 @@ class Outbox:
         self._store = store
         self._gateway = gateway
         self._limits = limits
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+        self._thread = StoreThread()
         self._next: dict[StreamKey, int] = {}
         """The next sequence of each stream in this epoch."""
         self._pending: list[Row] = []
@@ -78,6 +81,10 @@ class Outbox:
         self._pending_bytes = 0
         self._given_up: dict[int, None] = {}
         """Rows that go with the next step, in which the records of their loss come."""
+        self._receipted: dict[int, Place] = {}
+        """Rows that are safe in the cloud and go with the next step: one of their own would wear the card."""
+        self._settled: list[Suspect] = []
+        """Suspects of which the truth is known; it goes on record with the next step."""
         self._in_step = 0
         """How many of the pending rows are in the step that is under way."""
         self._unaccepted: dict[tuple[StreamKey, LossCause], LossRecord] = {}
@@ -100,7 +107,7 @@ class Outbox:
 
     async def open(self) -> None:
         """Open the store. Raises `UnavailableError`, `DamagedError`, `ConfigError`."""
-        await self._in_thread(self._store.open)
+        await self._thread.run(self._store.open)
         self._look()
 
     @property
@@ -143,7 +150,7 @@ class Outbox:
     async def commit(self) -> None:
         """Make everything pending durable now; tries again for as long as the disk does not take it."""
         async with self._stepping:
-            if not (self._pending or self._given_up):
+            if not self._has_work():
                 return
             await self._commit_pending()
             self._record_unaccepted()
@@ -160,8 +167,8 @@ class Outbox:
         """
         rows: list[StoredRow] = []
         while (wanted := limit - len(rows)) > 0:
-            found = await self._in_thread(self._store.fetch, after, through, wanted)
-            rows.extend(item for item in found if isinstance(item, StoredRow) and item.id not in self._given_up)
+            found = await self._thread.run(self._store.fetch, after, through, wanted)
+            rows.extend(item for item in found if isinstance(item, StoredRow) and not self._goes(item.id))
             self._give_up_damaged([item.held for item in found if isinstance(item, DamagedRow)])
             if len(found) < wanted:
                 break
@@ -177,7 +184,9 @@ class Outbox:
         async with self._stepping:
             before = self._holding.last_id
             try:
-                count, damaged = await self._in_thread(stamping.stamp, self._store, final, limit, {*self._given_up})
+                count, damaged = await self._thread.run(
+                    stamping.stamp, self._store, final, limit, {*self._given_up, *self._receipted}
+                )
             finally:  # a step whose wait was cancelled has happened all the same
                 self._look()
                 self.on_old_rows(before, self._holding.last_id)
@@ -186,20 +195,64 @@ class Outbox:
         return count
 
     async def forget(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
-        """A receipt came: forget these sequences. Returns the ids that are gone. Raises `UnavailableError`."""
+        """A receipt came: forget these sequences, with the next step. Returns the ids that are no longer held.
+
+        Raises `UnavailableError`.
+        """
         if not ranges:
             return []
-        removed = await self._in_thread(self._store.remove, device, signal, epoch, ranges)
+        found = await self._thread.run(self._store.find, device, signal, epoch, ranges)
+        new = [place for place in found if not self._goes(place.id)]
+        self._receipted.update((place.id, place) for place in new)
         self._look()
-        return removed
+        return [place.id for place in new]
 
     async def held(self) -> Mapping[EpochKey, Range]:
         """Lowest and highest sequence that each stream still has here, by epoch. Raises `UnavailableError`."""
-        return await self._in_thread(self._store.held)
+        found = dict(await self._thread.run(self._store.held))
+        going: dict[EpochKey, set[int]] = {}
+        for place in self._receipted.values():
+            going.setdefault(place.epoch_key, set()).add(place.sequence)
+        for key, numbers in going.items():
+            first, last = found.pop(key, (0, -1))
+            while first in numbers:
+                first += 1
+            while last in numbers:
+                last -= 1
+            if first <= last:
+                found[key] = (first, last)
+        return found
+
+    async def suspects(self) -> list[Suspect]:
+        """What was accepted once, is not here, and of which nobody has said yet that it is safe."""
+        found = await self._thread.run(self._store.suspects)
+        return [suspect for suspect in found if suspect not in self._settled]
+
+    async def settle(
+        self, device: str, signal: str, epoch: str, asked: Range, committed: Sequence[Range], *, is_last_word: bool
+    ) -> None:
+        """The cloud said which of these sequences it has stored: of suspects, the others are lost.
+
+        With `is_last_word` off, blocks may still be on their way there: then only what is wholly stored is settled.
+        Raises `UnavailableError`.
+        """
+        for suspect in await self.suspects():
+            is_meant = suspect.epoch_key == (device, signal, epoch)
+            if not is_meant or suspect.first < asked[0] or suspect.last > asked[1]:
+                continue
+            rest = marks.without(suspect, committed)
+            if rest and not is_last_word:
+                continue
+            self._settled.append(suspect)
+            for part in rest:
+                record, place = retention.disappeared(part, self.epoch)
+                log.error("%d samples of %s %s disappeared", record.sample_count, record.device, record.signal)
+                self._take(self._row(record, part.boot, part.offset_ns, place))
+            self._due.set()
 
     async def tallies(self) -> Mapping[StreamKey, Tally]:
         """What each stream has come to since the outbox was born. Raises `UnavailableError`."""
-        return await self._in_thread(self._store.tallies)
+        return await self._thread.run(self._store.tallies)
 
     def identity_of(self, row: Row) -> Identity:
         """Who the block in a row is."""
@@ -210,13 +263,20 @@ class Outbox:
         async with self._stepping:
             self._record_unaccepted()
             try:
-                if self._pending or self._given_up:
+                if self._has_work():
                     await self._step()
             except UnavailableError as error:
                 log.error("%d blocks could not be committed at the end: %s", len(self._pending), error)
             finally:
-                await self._in_thread(self._store.close)
-                self._thread.shutdown(wait=False)
+                await self._thread.run(self._store.close)
+                self._thread.shutdown()
+
+    def _has_work(self) -> bool:
+        return bool(self._pending or self._given_up or self._receipted or self._settled)
+
+    def _goes(self, number: int) -> bool:
+        """Whether a row goes with the next step."""
+        return number in self._given_up or number in self._receipted
 
     async def _commit_pending(self) -> None:
         retrying = AsyncRetrying(
@@ -224,21 +284,30 @@ class Outbox:
             wait=wait_exponential(multiplier=0.1, max=COMMIT_RETRY_S_MAX),
             before_sleep=self._log_retry,
         )
+        is_full = False
         async for attempt in retrying:
             with attempt:
-                await self._step()
+                if is_full and not self._given_up:
+                    # The first time the store had its reserve to free.
+                    await self._give_oldest_up(self._pending_bytes + SHED_BYTES)
+                try:
+                    await self._step()
+                except FullError:
+                    is_full = True
+                    raise
         if self.problem:
             log.info("outbox commits again")
         self.problem = ""
 
     async def _step(self) -> None:
-        """One durable step of the store: all that is pending, and what is given up. Only under the lock."""
-        rows, ids = list(self._pending), list(self._given_up)
+        """One durable step of the store: all that is pending, and all that goes. Only under the lock."""
+        rows, ids, settled = list(self._pending), list(self._given_up), list(self._settled)
+        receipted = dict(self._receipted)
         committed = threading.Event()
 
         def change() -> None:
-            if ids:
-                self._store.replace(ids, rows)
+            if ids or receipted or settled:
+                self._store.replace(ids, rows, list(receipted.values()), settled)
             else:
                 self._store.append(rows)
             committed.set()  # told by the thread itself: a cancelled wait must still learn the outcome
@@ -246,7 +315,7 @@ class Outbox:
         self._in_step = len(rows)
         self._commit_began = time.monotonic()
         try:
-            await self._in_thread(change)
+            await self._thread.run(change)
         finally:
             self._commit_began = None
             self._in_step = 0
@@ -255,11 +324,16 @@ class Outbox:
                 self._pending_bytes -= sum(row.size for row in rows)
                 for number in ids:
                     del self._given_up[number]
+                for number in receipted:
+                    del self._receipted[number]
+                del self._settled[: len(settled)]
                 self._look()
 
     def _look(self) -> None:
-        """See what the store holds after a step."""
-        self._holding = self._store.holding()
+        """See what the store holds after a step, without what is only waiting to go."""
+        found = self._store.holding()
+        size = found.size - sum(place.size for place in self._receipted.values())
+        self._holding = Holding(found.rows - len(self._receipted), size, found.last_id)
         if not (self._holding.rows or self._pending or self._unaccepted):
             self.empty.set()
 
@@ -333,7 +407,7 @@ class Outbox:
         self._given_up.update((held.id, None) for held in rows)
 
     def _give_up_damaged(self, rows: Sequence[Held]) -> None:
-        damaged = [held for held in rows if held.id not in self._given_up]
+        damaged = [held for held in rows if not self._goes(held.id)]
         if not damaged:
             return
         log.error("%d damaged rows in the outbox are taken out", len(damaged))
@@ -341,44 +415,36 @@ class Outbox:
         self._due.set()
 
     async def _shed(self) -> None:
-        """Give up rows by class and age until the quota holds, with some room."""
-        if self._holding.size <= self._limits.bytes_max:
+        """Give up rows by class and age until the quota holds, and the disk's floor, with some room."""
+        if await self._excess() <= 0:
             self._is_overfull = False
             return
-        enough = self._limits.bytes_max - min(SHED_BYTES, self._limits.bytes_max // SHED_SHARE)
-        while (excess := self._holding.size - enough) > 0:
-            chosen = await self._next_to_shed(excess)
-            if not chosen:
+        spare = min(SHED_BYTES, self._limits.bytes_max // SHED_SHARE)
+        while (excess := await self._excess() + spare) > 0:
+            if not await self._give_oldest_up(excess):
                 if not self._is_overfull:
                     log.error("outbox is over its quota with nothing left to give up")
                 self._is_overfull = True
                 return
-            self._give_up(chosen, LossCause.SHED)
             await self._commit_pending()
 
-    async def _next_to_shed(self, excess: int) -> list[Held]:
-        signals = {signal for _, signal, _ in await self._in_thread(self._store.held)}
+    async def _excess(self) -> int:
+        """Bytes above the quota, or missing on the disk."""
+        room = await self._thread.run(self._store.room)
+        return max(self._holding.size - self._limits.bytes_max, ROOM_BYTES_MIN - room)
+
+    async def _give_oldest_up(self, bytes_to_free: int) -> bool:
+        """False where there is nothing left that may be given up."""
+        signals = {signal for _, signal, _ in await self._thread.run(self._store.held)}
         for group in retention.shed_order(signals):
-            oldest = await self._in_thread(self._store.oldest, group, SHED_ROWS_MAX)
-            chosen = retention.choose([held for held in oldest if held.id not in self._given_up], excess)
+            oldest = await self._thread.run(self._store.oldest, group, SHED_ROWS_MAX)
+            chosen = retention.choose([held for held in oldest if not self._goes(held.id)], bytes_to_free)
             if chosen:
                 log.warning("outbox is full: giving up %d blocks of %s", len(chosen), ", ".join(group))
-                return chosen
-        return []
+                self._give_up(chosen, LossCause.SHED)
+                return True
+        return False
 
     def _log_retry(self, state: RetryCallState) -> None:
         self.problem = str(state.outcome.exception() if state.outcome else "")
         log.error("%s; trying again", self.problem)
-
-    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
-        """Run in the store's thread. A step that has begun cannot be called back: cancelling waits for its end."""
-        step = asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
-        try:
-            return await asyncio.shield(step)
-        except asyncio.CancelledError:
-            while not step.done():
-                with contextlib.suppress(asyncio.CancelledError):  # the first one is on its way already
-                    await asyncio.wait({step})
-            if not step.cancelled():
-                step.exception()  # an unseen failure is no news: its rows are still pending
-            raise

@@ -44,6 +44,12 @@ def entry_of(key: EpochKey, member: bytes) -> Entry:
     return Entry(int(number), *key, int(size))
 
 
+def of_held(held: Held) -> Entry:
+    """A row as the index has it, with what a step that replaces it must count."""
+    where = (held.id, held.device, held.signal, held.epoch, held.size)
+    return Entry(*where, held.sequence, held.samples, held.lost, held.lost_signal)
+
+
 def fields_of(number: int, row: Row) -> dict[Any, Any]:
     return {
         "device": row.device,

@@ -21,8 +21,32 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gateway.errors import ConfigError, DamagedError, UnavailableError
-from gateway.spool.redis_rows import FORMAT, SEPARATOR, Entry, checked, entry_of, fields_of, held_of, id_of, renewed
-from gateway.spool.store import DamagedRow, EpochKey, Held, Holding, Range, Row, StoredRow, StreamKey, Tally
+from gateway.spool.redis_rows import (
+    FORMAT,
+    SEPARATOR,
+    Entry,
+    checked,
+    entry_of,
+    fields_of,
+    held_of,
+    id_of,
+    of_held,
+    renewed,
+)
+from gateway.spool.store import (
+    UNBOUNDED,
+    DamagedRow,
+    EpochKey,
+    Held,
+    Holding,
+    Place,
+    Range,
+    Row,
+    StoredRow,
+    StreamKey,
+    Suspect,
+    Tally,
+)
 
 log = logging.getLogger(__name__)
 
@@ -109,24 +133,16 @@ class RedisStore:
     def append(self, rows: Sequence[Row]) -> None:
         self._step(list, rows)
 
-    def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        def removed() -> list[Entry]:
-            return [
-                Entry(
-                    held.id,
-                    held.device,
-                    held.signal,
-                    held.epoch,
-                    held.size,
-                    held.sequence,
-                    held.samples,
-                    held.lost,
-                    held.lost_signal,
-                )
-                for held in self._summaries(ids)
-            ]
-
-        self._step(removed, rows)
+    def replace(
+        self,
+        ids: Sequence[int],
+        rows: Sequence[Row],
+        receipted: Sequence[Place] = (),
+        settled: Sequence[Suspect] = (),
+    ) -> None:
+        if settled:
+            raise ValueError("an outbox in Redis has no suspects")
+        self._step(lambda: [*map(of_held, self._summaries(ids)), *self._still_there(receipted)], rows)
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
         rows: list[StoredRow | DamagedRow] = []
@@ -144,16 +160,20 @@ class RedisStore:
             ids = self._client.zrange(self._key("unstamped"), 0, limit - 1)
             return [checked(entry, fields) for entry, fields in self._entries(int(number) for number in ids)]
 
-    def remove(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
+    def find(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[Place]:
         key = (device, signal, epoch)
-
-        def removed() -> list[Entry]:
-            found: dict[bytes, None] = {}  # ranges may overlap
+        found: dict[bytes, float] = {}  # ranges may overlap
+        with self._mapped():
             for first, last in ranges:
-                found.update(dict.fromkeys(self._client.zrangebyscore(self._index(key), first, last)))
-            return [entry_of(key, member) for member in found]
+                found.update(self._client.zrangebyscore(self._index(key), first, last, withscores=True))
+        entries = ((entry_of(key, member), int(score)) for member, score in found.items())
+        return [Place(entry.id, *key, sequence, entry.size) for entry, sequence in entries]
 
-        return [entry.id for entry in self._step(removed, [])]
+    def suspects(self) -> list[Suspect]:
+        return []
+
+    def room(self) -> int:
+        return UNBOUNDED
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         candidates: list[int] = []
@@ -183,8 +203,18 @@ class RedisStore:
     def close(self) -> None:
         self._client.close()
 
-    def _step(self, find: Callable[[], list[Entry]], rows: Sequence[Row]) -> list[Entry]:
-        """Forget what `find` finds and add rows, with all that is counted. Returns what was forgotten."""
+    def _still_there(self, receipted: Sequence[Place]) -> list[Entry]:
+        """An earlier attempt, the answer to which was lost, may have forgotten them."""
+        if not receipted:
+            return []
+        entries = [Entry(place.id, *place.epoch_key, place.size) for place in receipted]
+        with self._client.pipeline(transaction=False) as reads:
+            for entry in entries:
+                reads.zscore(self._index((entry.device, entry.signal, entry.epoch)), entry.member)
+            return [entry for entry, score in zip(entries, reads.execute(), strict=True) if score is not None]
+
+    def _step(self, find: Callable[[], list[Entry]], rows: Sequence[Row]) -> None:
+        """Forget what `find` finds and add rows, with all that is counted."""
         if self._read_only:
             raise UnavailableError("outbox in Redis was opened to be looked at only")
         with self._mapped():
@@ -194,7 +224,7 @@ class RedisStore:
                 removed = find()
                 if not (removed or new) or self._happens(removed, new):
                     self._carried_out -= repeated
-                    return removed
+                    return
                 self._learn()
 
     def _happens(self, removed: Sequence[Entry], rows: Sequence[Row]) -> bool:

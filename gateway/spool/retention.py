@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gateway.samples import BRAIN_STATE, LOSS, VITAL_SIGNS, LossCause, LossRecord
-from gateway.spool.store import Held
+from gateway.spool.store import Held, Suspect
 from gateway.wire import topics
 
 _RANK = {BRAIN_STATE: 1, VITAL_SIGNS: 2}
@@ -80,6 +80,32 @@ def reissued(row: Held) -> LossRecord:
     """What is still known of the loss that a damaged loss record told: all but its cause and sequences."""
     first_ns, last_ns = sorted((row.first_ns, row.last_ns))
     return LossRecord(row.device, row.lost_signal, LossCause.CORRUPT, first_ns, last_ns, max(row.lost, 1))
+
+
+def disappeared(suspect: Suspect, epoch: str) -> tuple[LossRecord, tuple[str, int] | None]:
+    """The record of rows that nobody has any more, and its epoch and sequence where those are not new.
+
+    `epoch`: that of new records. A loss record that disappeared is issued again under its old identity.
+    """
+    first_ns, last_ns = sorted((suspect.first_ns, suspect.last_ns))
+    samples = max(suspect.samples, 1)
+    if suspect.lost_signal:
+        record = LossRecord(suspect.device, suspect.lost_signal, LossCause.CORRUPT, first_ns, last_ns, samples)
+        return record, (suspect.epoch, suspect.first)
+    blocks = suspect.last - suspect.first + 1
+    is_even = suspect.even and samples % blocks == 0
+    record = LossRecord(
+        suspect.device,
+        suspect.signal,
+        LossCause.CORRUPT,
+        first_ns,
+        last_ns,
+        samples,
+        (suspect.first, suspect.last),
+        "" if suspect.epoch == epoch else suspect.epoch,
+        ((blocks, samples // blocks),) if is_even else (),
+    )
+    return record, None
 
 
 def follows(before: LossRecord, after: LossRecord) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from gateway.spool.store import DamagedRow, Held, Row, StoredRow
-from gateway.wire.codec import Payload
+from gateway.spool.store import ROW_OVERHEAD_BYTES, DamagedRow, Held, Row, StoredRow
+from gateway.wire.codec import JSON, PAYLOAD_BYTES_MAX, Payload
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,6 +20,8 @@ FORMER = "1"
 """Had one epoch for the whole file, and no provisional times."""
 HALF_WAY = "1-2"
 """Rows of the former format are being taken over."""
+PAGE_BYTES = 512
+"""A commit writes whole pages: small ones make the least of what a second's blocks share with their neighbours."""
 TAKEN_OVER_AT_ONCE = 200
 """Rows that move in one transaction: the file and its log hardly grow while they do."""
 SCHEMA = """
@@ -41,9 +44,24 @@ CREATE TABLE IF NOT EXISTS block (
     schema TEXT NOT NULL,
     checksum INTEGER NOT NULL,
     payload BLOB NOT NULL,
-    UNIQUE (device, signal, epoch, sequence)
+    UNIQUE (epoch, sequence, device, signal)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS unstamped ON block (id) WHERE boot != '';
+CREATE TABLE IF NOT EXISTS suspect (
+    device TEXT NOT NULL,
+    signal TEXT NOT NULL,
+    epoch TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    samples INTEGER NOT NULL,
+    even INTEGER NOT NULL,
+    first_ns INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL,
+    boot TEXT NOT NULL,
+    offset_ns INTEGER NOT NULL,
+    lost_signal TEXT NOT NULL,
+    PRIMARY KEY (device, signal, epoch, first)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tally (
     device TEXT NOT NULL,
     signal TEXT NOT NULL,
@@ -56,6 +74,7 @@ CREATE TABLE IF NOT EXISTS tally (
 HELD = "id, device, signal, epoch, sequence, first_ns, last_ns, samples, size, lost, lost_signal, boot, offset_ns"
 REST = "content_type, schema, checksum, payload"
 HELD_COLUMNS = 13
+COLUMNS = 17
 _TYPES: tuple[type[int | str | bytes], ...] = (
     *(int, str, str, str, int, int, int, int, int, int, str, str, int),
     *(str, str, int, bytes),
@@ -64,11 +83,35 @@ _FORMER_TYPES = (int, str, str, int, int, int, int, int, str, str, str, bytes, i
 FETCH = f"SELECT {HELD}, {REST} FROM block WHERE id > ? AND id <= ? AND boot = '' ORDER BY id LIMIT ?"  # noqa: S608 - constants
 UNSTAMPED = f"SELECT {HELD}, {REST} FROM block WHERE boot != '' ORDER BY id LIMIT ?"  # noqa: S608 - constants
 INDEXED_IDENTITY = """
-SELECT device, signal, epoch, sequence FROM block INDEXED BY sqlite_autoindex_block_1 WHERE device >= '' AND id = ?
+SELECT device, signal, epoch, sequence FROM block INDEXED BY sqlite_autoindex_block_1 WHERE epoch >= '' AND id = ?
 """
 """A row's identity as the index has it: a second copy. The comparison makes the index usable at all."""
+SCAN = """
+SELECT i.device, i.signal, i.epoch, i.sequence, t.id, t.size, t.samples + t.lost, t.first_ns, t.last_ns, t.boot,
+       t.offset_ns, t.lost_signal
+FROM block i INDEXED BY sqlite_autoindex_block_1 CROSS JOIN block t ON t.id = i.id
+WHERE i.epoch >= '' ORDER BY i.epoch, i.sequence
+"""
+"""Who is here by the index, and how much of it by the table."""
+FIND = """
+SELECT id, device, signal, epoch, sequence, size FROM block
+WHERE epoch = ? AND sequence BETWEEN ? AND ? AND device = ? AND signal = ?
+"""
+FREE_PAGES = "SELECT freelist_count, page_size FROM pragma_freelist_count, pragma_page_size"
+HELD_RANGES = "SELECT device, signal, epoch, min(sequence), max(sequence) FROM block GROUP BY device, signal, epoch"
 INSERT = f"INSERT INTO block ({HELD}, {REST}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
 TAKE_OUT = "DELETE FROM block WHERE id = ? RETURNING size, device, signal, epoch, sequence, samples, lost, lost_signal"
+SUSPECTS = (
+    "SELECT device, signal, epoch, first, last, samples, even, first_ns, last_ns, boot, offset_ns, lost_signal"
+    " FROM suspect ORDER BY first_ns"
+)
+ADD_SUSPECT = "INSERT OR REPLACE INTO suspect VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+SETTLE = "DELETE FROM suspect WHERE device = ? AND signal = ? AND epoch = ? AND first = ?"
+RAISE_TALLY = """
+INSERT INTO tally (device, signal, blocks, accepted, lost) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET blocks = max(blocks, excluded.blocks), accepted = max(accepted, excluded.accepted),
+                          lost = max(lost, excluded.lost)
+"""
 COUNT = """
 INSERT INTO tally (device, signal, blocks, accepted, lost) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET blocks = blocks + excluded.blocks, accepted = accepted + excluded.accepted,
@@ -80,7 +123,7 @@ def values(number: int, row: Row) -> tuple[object, ...]:
     """A row as the columns of `INSERT`."""
     content = row.payload
     head = (number, *row.identity, row.first_ns, row.last_ns, row.samples, row.size, row.lost, row.lost_signal)
-    rest = (content.content_type, content.schema, row.checksum(number), content.data)
+    rest = (content.content_type, content.schema, row.checksum(number), _packed(content))
     return (*head, row.boot, row.offset_ns, *rest)
 
 
@@ -89,6 +132,7 @@ def checked(columns: Sequence[Any], indexed_identity: Callable[[int], Sequence[A
     columns = typed(columns)
     held = Held(*columns[:HELD_COLUMNS])
     content_type, schema, checksum, data = columns[HELD_COLUMNS:]
+    data = _unpacked(data, held.size - ROW_OVERHEAD_BYTES)
     row = Row(
         device=held.device,
         signal=held.signal,
@@ -107,6 +151,21 @@ def checked(columns: Sequence[Any], indexed_identity: Callable[[int], Sequence[A
         return StoredRow(held.id, row)
     identity = indexed_identity(held.id) or columns[1:5]
     return DamagedRow(Held(*typed((held.id, *identity)), *columns[5:HELD_COLUMNS]))
+
+
+def _packed(content: Payload) -> bytes:
+    """JSON takes half the room, and half of what its writing wears; raw samples are packed as far as they can be."""
+    packed = zlib.compress(content.data, 1) if content.content_type == JSON else content.data
+    return packed if len(packed) < len(content.data) else content.data
+
+
+def _unpacked(data: bytes, length: int) -> bytes:
+    """The payload of this length. What damage has made of it comes back as it is: its checksum will tell."""
+    if len(data) >= length or length > PAYLOAD_BYTES_MAX:
+        return data
+    with contextlib.suppress(zlib.error):
+        return zlib.decompressobj().decompress(data, length)
+    return data
 
 
 def typed(columns: Sequence[Any], kinds: Sequence[type[int | str | bytes]] = _TYPES) -> tuple[Any, ...]:

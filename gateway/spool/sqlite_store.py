@@ -1,29 +1,41 @@
 """The outbox in a SQLite file: WAL, synchronous=FULL, so that a commit that returned survives a power cut.
 
-The only file that imports sqlite3. Used from one thread, which the outbox owns.
+Beside it stand marks of what it holds, so that what a disk takes away from it is noticed; what can be found again in
+the file or its log is put back, the rest is suspect. A damaged file is set aside. Used from one thread, the outbox's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gateway.errors import DamagedError, UnavailableError
+from gateway.spool import disk
+from gateway.spool.marks import Marks
+from gateway.spool.marks_file import MarksFile
 from gateway.spool.sqlite_format import (
     COUNT,
     FETCH,
+    FIND,
     FORMAT,
     FORMER,
     HALF_WAY,
     HELD,
+    HELD_RANGES,
     INDEXED_IDENTITY,
     INSERT,
+    PAGE_BYTES,
+    RAISE_TALLY,
     SCHEMA,
+    SETTLE,
+    SUSPECTS,
     TAKE_OUT,
     UNSTAMPED,
     checked,
@@ -31,113 +43,119 @@ from gateway.spool.sqlite_format import (
     typed,
     values,
 )
-from gateway.spool.store import DamagedRow, EpochKey, Held, Holding, Range, Row, StoredRow, StreamKey, Tally
+from gateway.spool.sqlite_recovery import (
+    EVERYTHING,
+    Evidence,
+    check_owner,
+    found,
+    found_format,
+    is_damage,
+    is_full,
+    is_input_or_output,
+    make_file,
+    put_back,
+    record_suspects,
+    recount,
+    scalar_text,
+)
+from gateway.spool.store import (
+    DamagedRow,
+    EpochKey,
+    FullError,
+    Held,
+    Holding,
+    Place,
+    Range,
+    Row,
+    StoredRow,
+    StreamKey,
+    Suspect,
+    Tally,
+)
+
+log = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_S = 5.0
-_CHECKPOINT_PAGES = 1000
-"""4 MB of log at most before it goes into the file: damage in a log can hide rows, so it is kept short."""
+_CHECKPOINT_PAGES = 8000
+"""4 MB of log before it goes into the file: much less would write the pages that change all the time too often."""
+LOG_BYTES_MAX = 16 << 20
+"""A log that somebody's reading kept from being begun anew is cut as soon as it can be."""
+RESERVE_EVERY_S = 60.0
+"""Between two attempts to set the reserve up again."""
 _FOLDER_HINT = "does its folder exist, and does it belong to the service's user?"
 _DISK_HINT = "is the disk full, or mounted read-only?"
 
 
 class SqliteStore:
-    """A `Store` in one SQLite file, which nobody else may write. `read_only`: to look at it, beside its writer."""
+    """A `Store` in one SQLite file, which nobody else may write. `read_only`: to look at it, beside its writer.
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    `synchronous`: anything but FULL loses what was accepted in a power cut, and is for rigs that must see that.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL",
+        free_bytes_min: int = 0,
+        reserve_bytes: int = 0,
+    ) -> None:
         self.path = path
         self._read_only = read_only
+        self._synchronous = synchronous
+        self._free_bytes_min = free_bytes_min
+        self._reserve = disk.Reserve(path, reserve_bytes)
+        self._reserve_tried_s = 0.0
         self._connection: sqlite3.Connection | None = None
+        self._marks_file = MarksFile(path.with_name(path.name + ".marks"))
+        self._marks = Marks()
         self._epoch = ""
         self._holding = Holding(0, 0, 0)
+        self._is_open = False
+        self._is_shaken = False
+        """A write or sync failed: what the file holds must be looked at before anything more is accepted."""
+        self._is_broken = False
+        """SQLite calls the file damaged."""
+        self._is_in_doubt = False
+        """A step that failed may have been carried out all the same."""
 
     @property
     def epoch(self) -> str:
         return self._epoch
 
     def open(self) -> None:
-        try:
-            if not self._read_only:
-                self._create()
-            mode = "ro" if self._read_only else "rw"
-            self._connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=_BUSY_TIMEOUT_S,
-                isolation_level=None,
-                check_same_thread=False,  # opened and used in the outbox's one thread, closed from wherever it ends
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise UnavailableError(f"outbox {self.path} cannot be opened: {error}", hint=_FOLDER_HINT) from None
-        # A damaged text must come to the comparison of checksums, not raise for the whole window that it is in.
-        self._connection.text_factory = lambda raw: raw.decode(errors="replace")
+        if self._read_only:
+            self._open_to_look()
+            return
         try:
             with self._mapped("open", _FOLDER_HINT):
-                self._check_owner()
-                if not self._read_only:
-                    self._prepare()
-                self._epoch = self._scalar_text("SELECT value FROM outbox WHERE key = 'epoch'")
-                counted = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(id), 0) FROM block"
-                self._holding = Holding(*self._db.execute(counted).fetchone())
+                is_ours = self._marks_file.path.exists()
+                kept = self._marks_file.open() if is_ours else None
+                evidence = self._begin(is_ours=is_ours)
+                if not is_ours:  # only now: nothing is put beside a file of another program
+                    self._marks_file.open()
+                self._reconcile(kept, evidence)
+                self._begin_epoch(secrets.token_hex(8))
+                self._marks_file.write(self._marks)
+            self._reserve.make(self._free_bytes_min)
         except BaseException:
             self.close()
             raise
-
-    def _create(self) -> None:
-        """Make the file, readable by nobody else from its first moment; its log and index follow its mode."""
-        folder = self.path.absolute().parent
-        missing = [place for place in (folder, *folder.parents) if not place.exists()]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for place in missing:
-            _sync_folder(place.parent)  # SQLite syncs the file's own folder, not the folders that this one is in
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-
-    def _check_owner(self) -> None:
-        """Refuse a database of another program, or of another version of this one, before anything in it changes."""
-        found = self._found_format()
-        if found is None:
-            if self._read_only:
-                raise UnavailableError(f"outbox {self.path} is empty", hint="has its gateway run yet?")
-            return
-        if not found:
-            raise DamagedError(f"{self.path} is a database, but no outbox", hint="check spool.path")
-        if found not in {FORMAT, FORMER, HALF_WAY}:
-            raise DamagedError(f"outbox {self.path} has format {found}, this program writes {FORMAT}")
-        if found != FORMAT and self._read_only:
-            raise UnavailableError(
-                f"outbox {self.path} has the former format {found}", hint="the gateway takes it over when it starts"
-            )
-
-    def _found_format(self) -> str | None:
-        """None for an empty file, nothing for a database that is no outbox."""
-        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        if not tables:
-            return None
-        return self._scalar_text("SELECT value FROM outbox WHERE key = 'format'") if "outbox" in tables else ""
-
-    def _prepare(self) -> None:
-        self.path.chmod(0o600)
-        run = self._db.execute
-        if (mode := self._scalar_text("PRAGMA journal_mode = WAL")) != "wal":
-            raise UnavailableError(
-                f"outbox {self.path}: its file system gives no write-ahead log, only {mode!r}",
-                hint="spool.path must be on a local disk",
-            )
-        run("PRAGMA synchronous = FULL")
-        run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        if self._found_format() in {FORMER, HALF_WAY}:
-            take_over(self._db, self._transaction)
-        with self._transaction():
-            for statement in SCHEMA.split(";"):
-                run(statement)
-            run("INSERT OR IGNORE INTO outbox VALUES ('format', ?)", (FORMAT,))
-            run("INSERT OR REPLACE INTO outbox VALUES ('epoch', ?)", (secrets.token_hex(8),))
+        self._is_open = True
+        self._is_shaken = self._is_broken = self._is_in_doubt = False
 
     def append(self, rows: Sequence[Row]) -> None:
-        self._step([], rows)
+        self._step([], rows, (), ())
 
-    def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
-        self._step(ids, rows)
+    def replace(
+        self,
+        ids: Sequence[int],
+        rows: Sequence[Row],
+        receipted: Sequence[Place] = (),
+        settled: Sequence[Suspect] = (),
+    ) -> None:
+        self._step(ids, rows, receipted, settled)
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
         return self._rows(FETCH, (after, through, limit))
@@ -145,56 +163,180 @@ class SqliteStore:
     def unstamped(self, limit: int) -> list[StoredRow | DamagedRow]:
         return self._rows(UNSTAMPED, (limit,))
 
-    def remove(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
-        removed: list[tuple[int, int]] = []
-        with self._mapped("write"):
-            with self._transaction():
-                for first, last in ranges:
-                    found = self._db.execute(
-                        "DELETE FROM block WHERE device = ? AND signal = ? AND epoch = ? AND sequence BETWEEN ? AND ?"
-                        " RETURNING id, size",
-                        (device, signal, epoch, first, last),
-                    )
-                    removed.extend(found.fetchall())
-            self._account([], [size for _, size in removed])
-        return [number for number, _ in removed]
+    def find(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[Place]:
+        found: dict[int, Place] = {}  # ranges may overlap
+        for first, last in ranges:
+            for columns in self._read(FIND, (epoch, first, last, device, signal)):
+                found[columns[0]] = Place(*columns)
+        return list(found.values())
+
+    def suspects(self) -> list[Suspect]:
+        return [Suspect(*columns) for columns in self._read(SUSPECTS)]
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         places = ", ".join("?" * len(signals))
         query = f"SELECT {HELD} FROM block WHERE signal IN ({places}) ORDER BY id LIMIT ?"  # noqa: S608 - constants
-        with self._mapped("read"):
-            return [Held(*typed(values)) for values in self._db.execute(query, (*signals, limit)).fetchall()]
+        return [Held(*typed(columns)) for columns in self._read(query, (*signals, limit))]
 
     def held(self) -> Mapping[EpochKey, Range]:
-        query = "SELECT device, signal, epoch, min(sequence), max(sequence) FROM block GROUP BY 1, 2, 3"
-        with self._mapped("read"):
-            found = self._db.execute(query).fetchall()
-            return {(device, signal, epoch): (first, last) for device, signal, epoch, first, last in found}
+        found = self._read(HELD_RANGES)
+        return {(device, signal, epoch): (first, last) for device, signal, epoch, first, last in found}
 
     def tallies(self) -> Mapping[StreamKey, Tally]:
-        with self._mapped("read"):
-            cursor = self._db.execute("SELECT device, signal, blocks, accepted, lost FROM tally")
-            return {(device, signal): Tally(*values) for device, signal, *values in cursor.fetchall()}
+        found = self._read("SELECT device, signal, blocks, accepted, lost FROM tally")
+        return {(device, signal): Tally(*numbers) for device, signal, *numbers in found}
 
     def holding(self) -> Holding:
         return self._holding
 
+    def room(self) -> int:
+        free_pages, size = self._read("SELECT freelist_count, page_size FROM pragma_freelist_count, pragma_page_size")[
+            0
+        ]
+        with self._mapped("look at its disk"):
+            return int(free_pages * size) + max(disk.free_bytes(self.path.parent) - self._free_bytes_min, 0)
+
     def close(self) -> None:
+        self._is_open = False
+        self._disconnect()
+        self._marks_file.close()
+
+    # --- opening, and opening again
+
+    def _open_to_look(self) -> None:
+        try:
+            with self._mapped("open", _FOLDER_HINT):
+                self._connect("ro")
+                check_owner(self._db, self.path, read_only=True)
+                self._epoch = scalar_text(self._db, "SELECT value FROM outbox WHERE key = 'epoch'")
+                counted = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(id), 0) FROM block"
+                self._holding = Holding(*self._db.execute(counted).fetchone())
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, *, is_ours: bool) -> Evidence:
+        """Connect to the outbox, making it; a damaged one is set aside first."""
+        make_file(self.path)
+        evidence = Evidence.of(self.path)
+        try:
+            self._connect("rw")
+            check_owner(self._db, self.path, read_only=False)
+            self._prepare()
+            found(self._db)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error) or not (is_ours or evidence.names_an_outbox()):
+                raise
+            self._disconnect()
+            evidence = Evidence.set_aside(self.path)
+            make_file(self.path)
+            self._connect("rw")
+            self._prepare()
+        return evidence
+
+    def _connect(self, mode: str) -> None:
+        self._connection = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,  # opened and used in the outbox's one thread, closed from wherever it ends
+        )
+        # A damaged text must come to the comparison of checksums, not raise for the whole window that it is in.
+        self._connection.text_factory = lambda raw: raw.decode(errors="replace")
+
+    def _disconnect(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
 
-    @property
-    def _db(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise UnavailableError(f"outbox {self.path} is not open")
-        return self._connection
+    def _prepare(self) -> None:
+        self.path.chmod(0o600)
+        run = self._db.execute
+        run(f"PRAGMA page_size = {PAGE_BYTES}")
+        if (mode := scalar_text(self._db, "PRAGMA journal_mode = WAL")) != "wal":
+            raise UnavailableError(
+                f"outbox {self.path}: its file system gives no write-ahead log, only {mode!r}",
+                hint="spool.path must be on a local disk",
+            )
+        run(f"PRAGMA synchronous = {self._synchronous}")
+        run("PRAGMA secure_delete = OFF")  # what is forgotten was sent: writing zeros over it only wears the card
+        run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        run(f"PRAGMA journal_size_limit = {LOG_BYTES_MAX}")
+        if found_format(self._db) in {FORMER, HALF_WAY}:
+            take_over(self._db, self._transaction)
+        with self._transaction():
+            for statement in SCHEMA.split(";"):
+                run(statement)
+            run("INSERT OR IGNORE INTO outbox VALUES ('format', ?)", (FORMAT,))
 
-    def _step(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
+    def _begin_epoch(self, epoch: str) -> None:
+        self._epoch = epoch
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO outbox VALUES ('epoch', ?)", (epoch,))
+
+    def _reconcile(self, expected: Marks | None, evidence: Evidence) -> None:
+        """Put back what is missing and can be found; the rest is suspect. Then what is here is what should be here."""
+        here = found(self._db)
+        sought = expected if expected is not None or not evidence.is_aside else EVERYTHING
+        if sought is EVERYTHING or (sought and sought.lacking(here.marks)):
+            log.error("outbox %s lacks rows that it had accepted: looking for them", self.path)
+            with self._transaction():
+                count = put_back(self._db, evidence, sought, here)
+                if sought is EVERYTHING:
+                    recount(self._db)
+            here = found(self._db)
+            missing = sought.lacking(here.marks) if isinstance(sought, Marks) else []
+            log.error("%d rows were found and put back; %d ranges stay missing", count, len(missing))
+            with self._transaction():
+                record_suspects(self._db, missing)
+        if expected is not None:
+            with self._transaction():
+                self._db.executemany(RAISE_TALLY, [(*key, *astuple(tally)) for key, tally in expected.tallies.items()])
+        self._marks = here.marks
+        self._marks.tallies = dict(self._tallies())
+        self._holding = Holding(here.rows, here.size, max(here.last_id, self._holding.last_id))
+
+    def _mend(self) -> None:
+        """After a fault: open the file again, see what it really holds, and set it aside if it is damaged.
+
+        A failed sync may have dropped what was written before it: the whole log goes into the file, synced, before
+        anything is accepted again.
+        """
+        if self._connection is not None and not (self._is_shaken or self._is_broken):
+            return
+        if not self._is_open:
+            raise UnavailableError(f"outbox {self.path} is not open")
+        self._disconnect()
+        with self._mapped("open again"):
+            if self._is_broken and self.path.exists():
+                evidence = Evidence.set_aside(self.path)
+                self._is_broken = False
+                make_file(self.path)
+                self._connect("rw")
+                self._prepare()
+            else:
+                evidence = self._begin(is_ours=True)
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._reconcile(self._marks, evidence)
+            self._begin_epoch(self._epoch)
+            self._marks_file.write(self._marks)
+        self._is_shaken = False
+        log.warning("outbox %s was opened again after a fault", self.path)
+
+    # --- steps
+
+    def _step(
+        self, ids: Sequence[int], rows: Sequence[Row], receipted: Sequence[Place], settled: Sequence[Suspect]
+    ) -> None:
+        if self._read_only:
+            raise UnavailableError(f"outbox {self.path} was opened to be looked at only")
+        self._mend()
         with self._mapped("write"):
+            new = self._not_carried_out(rows, ids) if self._is_in_doubt else rows
             try:
-                sizes = self._exchange(ids, rows)
+                self._exchange(ids, new, receipted, settled)
             except (sqlite3.OperationalError, sqlite3.IntegrityError):
                 raise
             except sqlite3.DatabaseError:
@@ -202,49 +344,106 @@ class SqliteStore:
                     raise
                 # The row of an id may no longer fit its index entry, which is why it is being replaced.
                 self._db.execute("REINDEX block")
-                sizes = self._exchange(ids, rows)
-            self._account(rows, sizes)
+                self._exchange(ids, new, receipted, settled)
+            self._is_in_doubt = True
+            self._marks_file.write(self._marks)
+            self._is_in_doubt = False
+            self._keep_log_short()
+        self._set_reserve_up()
 
-    def _exchange(self, ids: Sequence[int], rows: Sequence[Row]) -> list[int]:
-        """Take rows out, put others in and count, in one transaction. Returns the sizes of what went."""
-        sizes: list[int] = []
+    def _exchange(
+        self, ids: Sequence[int], rows: Sequence[Row], receipted: Sequence[Place], settled: Sequence[Suspect]
+    ) -> None:
+        """Take rows out, put others in and count, in one transaction."""
         counts: Counted = {}
+        marks = self._marks.copy()
         with self._transaction():
-            gone: dict[tuple[str, str, str, int], int] = {}
-            for number in ids:
-                for size, *identity, samples, lost, lost_signal in self._db.execute(TAKE_OUT, (number,)).fetchall():
-                    sizes.append(size)
-                    gone[tuple(identity)] = samples
-                    _count(counts, (identity[0], lost_signal), lost=-lost)
+            gone, sizes = self._take_out(ids, marks, counts)
+            if ids:
+                # Before they go: a cut between the two must not show as missing what is on record as lost.
+                self._marks_file.write(marks)
+            sizes += self._take_out([place.id for place in receipted], marks, {})[1]
+            identities = {row.identity for row in rows}
+            for suspect in settled:
+                self._db.execute(SETTLE, (*suspect.epoch_key, suspect.first))
+                if suspect.lost_signal and (identity := (*suspect.epoch_key, suspect.first)) in identities:
+                    gone[identity] = 0
+                    _count(counts, (suspect.device, suspect.lost_signal), lost=-suspect.samples)
             for number, row in enumerate(rows, start=self._holding.last_id + 1):
                 self._db.execute(INSERT, values(number, row))
                 again = row.identity in gone
                 _count(counts, row.key, blocks=int(not again), samples=row.samples - gone.get(row.identity, 0))
                 _count(counts, (row.device, row.lost_signal), lost=row.lost)
+                marks.add(row)
             self._db.executemany(COUNT, [(*key, *count) for key, count in counts.items() if any(count)])
-        return sizes
-
-    def _rows(self, query: str, arguments: Sequence[int]) -> list[StoredRow | DamagedRow]:
-        with self._mapped("read"):
-            found = self._db.execute(query, arguments).fetchall()
-            return [checked(columns, self._indexed_identity) for columns in found]
-
-    def _indexed_identity(self, number: int) -> Sequence[Any] | None:
-        found: Sequence[Any] | None = self._db.execute(INDEXED_IDENTITY, (number,)).fetchone()
-        return found
-
-    def _account(self, added: Sequence[Row], removed_sizes: Sequence[int]) -> None:
-        """Keep the holding in step after a commit; counting the table would read all of it."""
+        marks.count(counts)
+        self._marks = marks
         before = self._holding
         self._holding = Holding(
-            before.rows + len(added) - len(removed_sizes),
-            before.size + sum(row.size for row in added) - sum(removed_sizes),
-            before.last_id + len(added),
+            before.rows + len(rows) - len(sizes),
+            before.size + sum(row.size for row in rows) - sum(sizes),
+            before.last_id + len(rows),
         )
 
-    def _scalar_text(self, query: str) -> str:
-        found = self._db.execute(query).fetchone()
-        return str(found[0]) if found else ""
+    def _take_out(
+        self, ids: Sequence[int], marks: Marks, counts: Counted
+    ) -> tuple[dict[tuple[str, str, str, int], int], list[int]]:
+        """Identities with their samples, and sizes, of the rows that go."""
+        gone: dict[tuple[str, str, str, int], int] = {}
+        sizes: list[int] = []
+        for number in ids:
+            for size, device, signal, epoch, sequence, *about in self._db.execute(TAKE_OUT, (number,)).fetchall():
+                samples, lost, lost_signal = about
+                sizes.append(size)
+                gone[device, signal, epoch, sequence] = samples
+                marks.take((device, signal, epoch), sequence, samples + lost)
+                _count(counts, (device, lost_signal), lost=-lost)
+        return gone, sizes
+
+    def _not_carried_out(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Row]:
+        """Those rows that a step of which the outcome was not known did not bring in."""
+        new = []
+        for row in rows:
+            device, signal, epoch, sequence = row.identity
+            there = self._db.execute(FIND, (epoch, sequence, sequence, device, signal)).fetchone()
+            if there is None or there[0] in ids:
+                new.append(row)
+        return new
+
+    def _keep_log_short(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.with_name(self.path.name + "-wal").stat().st_size > LOG_BYTES_MAX:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _set_reserve_up(self) -> None:
+        if time.monotonic() - self._reserve_tried_s > RESERVE_EVERY_S:
+            self._reserve_tried_s = time.monotonic()
+            self._reserve.make(self._free_bytes_min)
+
+    # --- reading
+
+    def _read(self, query: str, arguments: Sequence[object] = ()) -> list[Any]:
+        if not self._read_only:
+            self._mend()
+        with self._mapped("read"):
+            return self._db.execute(query, arguments).fetchall()
+
+    def _rows(self, query: str, arguments: Sequence[int]) -> list[StoredRow | DamagedRow]:
+        return [checked(columns, self._indexed_identity) for columns in self._read(query, arguments)]
+
+    def _indexed_identity(self, number: int) -> Sequence[Any] | None:
+        rows = self._read(INDEXED_IDENTITY, (number,))
+        return rows[0] if rows else None
+
+    def _tallies(self) -> Mapping[StreamKey, Tally]:
+        rows = self._db.execute("SELECT device, signal, blocks, accepted, lost FROM tally").fetchall()
+        return {(device, signal): Tally(*numbers) for device, signal, *numbers in rows}
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise UnavailableError(f"outbox {self.path} is not open")
+        return self._connection
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -253,26 +452,28 @@ class SqliteStore:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
             raise
 
     @contextlib.contextmanager
     def _mapped(self, doing: str, hint: str = _DISK_HINT) -> Iterator[None]:
+        """Turn what SQLite and the system say into errors of ours, and remember what has to be mended."""
         try:
             yield
-        except (sqlite3.OperationalError, OSError) as error:
-            raise UnavailableError(f"outbox {self.path}: cannot {doing}: {error}", hint=hint) from error
-        except sqlite3.DatabaseError as error:
-            raise DamagedError(f"outbox {self.path}: cannot {doing}: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        except (sqlite3.Error, OSError) as error:
+            text = f"outbox {self.path}: cannot {doing}: {error}"
+            if is_full(error):
+                self._reserve.release()
+                raise FullError(text, hint=hint) from error
+            if isinstance(error, OSError | sqlite3.OperationalError):
+                self._is_shaken = self._is_in_doubt = self._is_shaken or is_input_or_output(error)
+                raise UnavailableError(text, hint=hint) from error
+            if is_damage(error) and self._is_open:
+                self._is_broken = self._is_in_doubt = True
+                raise UnavailableError(text, hint="what is intact in it goes into a new file") from error
+            raise DamagedError(text) from error
 
 
 Counted = dict[StreamKey, tuple[int, int, int]]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.errors import UnavailableError
 from gateway.wire.codec import Identity, Payload
 
 StreamKey = tuple[str, str]
@@ -68,8 +69,10 @@ class Row:
         return zlib.crc32(self.payload.data, zlib.crc32(head.encode()))
 
 
-ROW_OVERHEAD_BYTES = 160
+ROW_OVERHEAD_BYTES = 250
 """Columns, index entry and page share of a row beside its payload, measured on the SQLite store."""
+UNBOUNDED = 1 << 62
+"""Room where nothing bounds it but the quota."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,52 @@ class Holding:
     """The highest id given since the store was opened, or held."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row is that a receipt speaks of."""
+
+    id: int
+    device: str
+    signal: str
+    epoch: str
+    sequence: int
+    size: int
+
+    @property
+    def epoch_key(self) -> EpochKey:
+        return (self.device, self.signal, self.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """Rows that were accepted and that the store no longer has: receipted unnoticed, or lost by the disk."""
+
+    device: str
+    signal: str
+    epoch: str
+    first: int
+    """First and last sequence."""
+    last: int
+    samples: int
+    """Of a loss record the samples that it spoke of."""
+    even: bool
+    """Whether each block had as many."""
+    first_ns: int
+    last_ns: int
+    boot: str
+    offset_ns: int
+    lost_signal: str
+    """Of a loss record."""
+
+    @property
+    def epoch_key(self) -> EpochKey:
+        return (self.device, self.signal, self.epoch)
+
+
+class FullError(UnavailableError):
+    """There is no room for a step; one that forgets more than it adds may still be possible."""
+
+
 class Store(Protocol):
     """Durable rows in order of arrival, and the tallies of their streams."""
 
@@ -149,7 +198,8 @@ class Store(Protocol):
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows and raise their streams' tallies, in one durable step.
 
-        Raises `DamagedError` for a sequence that is here already: then somebody else writes too.
+        Raises `DamagedError` for a sequence that is here already: then somebody else writes too. Raises `FullError`
+        where there is no room.
         """
 
     def fetch(self, after: int, through: int, limit: int) -> list[StoredRow | DamagedRow]:
@@ -158,15 +208,25 @@ class Store(Protocol):
     def unstamped(self, limit: int) -> list[StoredRow | DamagedRow]:
         """The oldest rows with provisional times, at most `limit`."""
 
-    def remove(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[int]:
-        """Forget the rows of these sequences; returns the ids of those that were there."""
+    def find(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[Place]:
+        """The rows of these sequences that are here."""
 
-    def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
+    def replace(
+        self,
+        ids: Sequence[int],
+        rows: Sequence[Row],
+        receipted: Sequence[Place] = (),
+        settled: Sequence[Suspect] = (),
+    ) -> None:
         """Forget rows by id and add others, in one durable step; ids that are not here are no error.
 
         What a forgotten loss record spoke of is no longer counted as lost. A row may take the place of a forgotten one
-        of the same identity: then the stream's tally counts only the difference.
+        of the same identity: then the stream's tally counts only the difference. Of what is `receipted` and forgotten
+        everything stays counted. Suspects that are `settled` are none any more.
         """
+
+    def suspects(self) -> list[Suspect]:
+        """What was found missing and is not settled."""
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         """The oldest rows of these signals, at most `limit`."""
@@ -179,6 +239,9 @@ class Store(Protocol):
 
     def holding(self) -> Holding:
         """How much is here; cheap enough to ask after every step."""
+
+    def room(self) -> int:
+        """By how many bytes it may still grow before free space falls below its floor."""
 
     def close(self) -> None:
         """Release the files; may be called in any state."""

@@ -39,7 +39,7 @@ FAILING_ROUNDS = 10
 """Rounds in which fsyncs fail; each failure costs a tenth of a second of waiting."""
 FAILING_ROUNDS_LONG = 40
 FAILING_SHARE = 0.25
-CHECKPOINT_PAGES = 8
+CHECKPOINT_PAGES = 64
 """Small, so that there are many checkpoints to cut."""
 NEW_NUMBER = 5000
 """Of the blocks that are appended after the cut."""

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,13 @@ class Make:
     def loss(self, device: str = "DEV", signal: str = "eeg", *, at: int = 0, count: int = 5) -> LossRecord:
         first_ns = NOON_NS + at * 1000 * MS
         return LossRecord(device, signal, LossCause.RADIO, first_ns, first_ns + 500 * MS, count)
+
+    @staticmethod
+    def forget(store: Store, device: str, signal: str, epoch: str, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        """A receipt for these sequences; gives the ids that are gone."""
+        places = store.find(device, signal, epoch, ranges)
+        store.replace([], [], places)
+        return [place.id for place in places]
 
 
 @pytest.fixture

@@ -45,9 +45,9 @@ class Failing:
         self._fail()
         self._store.append(rows)
 
-    def replace(self, ids: Sequence[int], rows: Sequence[Row]) -> None:
+    def replace(self, ids: Sequence[int], rows: Sequence[Row], *more: Any) -> None:
         self._fail()
-        self._store.replace(ids, rows)
+        self._store.replace(ids, rows, *more)
 
     def _fail(self) -> None:
         if self.failures:
@@ -164,7 +164,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.commit()
         found = [item for item in self.unstamped(limit) if isinstance(item, StoredRow)]
         rows = [dataclasses.replace(item.row, boot="", offset_ns=0) for item in found]
-        self.runner.run(self.outbox._in_thread(self.store._store.replace, [item.id for item in found], rows))
+        self.runner.run(self.outbox._thread.run(self.store._store.replace, [item.id for item in found], rows))
         self.outbox._look()
         self.check()
 
@@ -227,7 +227,7 @@ class OutboxMachine(RuleBasedStateMachine):
         return self.runner.run(self.outbox.fetch(0, ALL, ALL))
 
     def unstamped(self, limit: int = ALL) -> list[StoredRow | DamagedRow]:
-        return self.runner.run(self.outbox._in_thread(self.store.unstamped, limit))
+        return self.runner.run(self.outbox._thread.run(self.store.unstamped, limit))
 
     def here(self) -> list[StoredRow]:
         final, provisional = self.fetched(), self.unstamped()

@@ -196,7 +196,7 @@ def test_a_receipt_between_a_lost_answer_and_the_next_attempt_confuses_nothing(
     relay.fate = fate
     with pytest.raises(UnavailableError):
         store.append(rows[3:6])
-    assert store.remove("DEV", "eeg", make.epoch, [(0, 1)]) == [1, 2]
+    assert make.forget(store, "DEV", "eeg", make.epoch, [(0, 1)]) == [1, 2]
     store.append(rows[3:7])
     assert_holds(redis_place, store, rows[2:], Tally(7, 70, 0))
 
@@ -208,7 +208,7 @@ def test_rows_that_were_accepted_without_an_answer_and_receipted_do_not_come_aga
     relay.fate = Fate.ANSWER_LOST
     with pytest.raises(UnavailableError):
         store.append(rows[:3])
-    assert store.remove("DEV", "eeg", make.epoch, [(0, 2)]) == [1, 2, 3]
+    assert make.forget(store, "DEV", "eeg", make.epoch, [(0, 2)]) == [1, 2, 3]
     relay.fate = Fate.NEVER_SENT
     with pytest.raises(UnavailableError):
         store.append(rows)
@@ -224,8 +224,8 @@ def test_a_removal_without_an_answer_counts_once(
     store.append(rows)
     relay.fate = fate
     with pytest.raises(UnavailableError):
-        store.remove("DEV", "eeg", make.epoch, [(0, 1)])
-    store.remove("DEV", "eeg", make.epoch, [(0, 2)])
+        make.forget(store, "DEV", "eeg", make.epoch, [(0, 1)])
+    make.forget(store, "DEV", "eeg", make.epoch, [(0, 2)])
     assert_holds(redis_place, store, rows[3:], Tally(5, 50, 0))
     store.append([make.row(5)])
     assert store.holding().rows == 3
@@ -399,10 +399,10 @@ def test_a_full_server_refuses_new_rows_but_can_be_emptied_and_reopened(redis_pl
     with setting(redis_place.client, "maxmemory", used // 2):
         with pytest.raises(UnavailableError, match="maxmemory"):
             store.append([make.row(10)])
-        assert store.remove("DEV", "eeg", make.epoch, [(0, 1)]) == [1, 2]
+        assert make.forget(store, "DEV", "eeg", make.epoch, [(0, 1)]) == [1, 2]
         store.close()
         store = redis_place.open()
-        assert store.remove("DEV", "eeg", make.epoch, [(2, 2)]) == [3]
+        assert make.forget(store, "DEV", "eeg", make.epoch, [(2, 2)]) == [3]
         assert store.holding().rows == 7
     store.append([make.row(10)])
     assert store.tallies()["DEV", "eeg"] == Tally(11, 110, 0)
@@ -477,7 +477,7 @@ def test_an_outbox_of_the_former_format_is_taken_over_also_when_that_is_cut_off(
     assert store.tallies() == {("DEV", "eeg"): Tally(8, 80, 0)}
     assert (store.holding().rows, store.holding().size) == (5, 1000)
     assert store.held() == {("DEV", "eeg", "former"): (3, 7)}
-    assert len(store.remove("DEV", "eeg", "former", [(3, 7)])) == 5
+    assert len(make.forget(store, "DEV", "eeg", "former", [(3, 7)])) == 5
     assert store.holding().rows == 0
     assert redis_place.client.keys(prefix + "sequences:*") == []
 
@@ -487,7 +487,7 @@ def test_streams_and_epochs_of_which_nothing_is_left_are_forgotten_at_the_next_s
 ) -> None:
     store = redis_place.open()
     store.append([make.row(0, epoch="a"), make.row(0, epoch="b")])
-    store.remove("DEV", "eeg", "a", [(0, 0)])
+    make.forget(store, "DEV", "eeg", "a", [(0, 0)])
     streams = store._key("streams")
     assert redis_place.client.scard(streams) == 2
     redis_place.open()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import DamagedError, UnavailableError
+from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import DamagedRow, Holding, Row, Store, StoredRow, Tally
 
 ALL = 10**9
@@ -37,7 +38,7 @@ def test_what_was_appended_comes_back_the_same_and_in_order(place: Any, make: An
 def test_everything_is_there_after_reopening(place: Any, make: Any) -> None:
     store = place.open()
     store.append(make.rows(0, 4))
-    store.remove("DEV", "eeg", make.epoch, [(1, 2)])
+    make.forget(store, "DEV", "eeg", make.epoch, [(1, 2)])
     before = (store.holding(), store.tallies(), store.held(), store.fetch(0, ALL, ALL))
     store.close()
     again = place.open()
@@ -63,8 +64,8 @@ def test_the_same_sequence_in_two_epochs_is_two_rows(place: Any, make: Any) -> N
     store.append(rows)
     assert store.held() == {("DEV", "eeg", "a"): (0, 1), ("DEV", "eeg", "b"): (0, 1)}
     assert store.tallies() == {("DEV", "eeg"): Tally(4, 40, 0)}
-    assert store.remove("DEV", "eeg", "c", [(0, 9)]) == []
-    assert store.remove("DEV", "eeg", "b", [(0, 0)]) == [2]
+    assert make.forget(store, "DEV", "eeg", "c", [(0, 9)]) == []
+    assert make.forget(store, "DEV", "eeg", "b", [(0, 0)]) == [2]
     assert store.held() == {("DEV", "eeg", "a"): (0, 1), ("DEV", "eeg", "b"): (1, 1)}
     assert [item.row for item in store.fetch(0, ALL, ALL)] == [rows[0], rows[2], rows[3]]
 
@@ -72,7 +73,7 @@ def test_the_same_sequence_in_two_epochs_is_two_rows(place: Any, make: Any) -> N
 def test_ids_are_never_given_again_while_the_store_is_open(place: Any, make: Any) -> None:
     store = place.open()
     store.append(make.rows(0, 4))
-    store.remove("DEV", "eeg", make.epoch, [(0, 4)])
+    make.forget(store, "DEV", "eeg", make.epoch, [(0, 4)])
     assert store.holding() == Holding(0, 0, 5)
     store.append([make.row(5)])
     assert ids(store.fetch(0, ALL, ALL)) == [6]
@@ -96,7 +97,7 @@ def test_rows_with_provisional_times_are_kept_and_counted_but_not_fetched(place:
     store.close()
     store = place.open()
     assert store.unstamped(ALL) == unstamped
-    assert store.remove("DEV", "eeg", make.epoch, [(0, 2)]) == [1, 2, 3]
+    assert make.forget(store, "DEV", "eeg", make.epoch, [(0, 2)]) == [1, 2, 3]
     assert store.unstamped(ALL) == unstamped[1:]
 
 
@@ -147,18 +148,18 @@ def test_fetch_takes_what_is_in_its_window(
 ) -> None:
     store = place.open()
     store.append(make.rows(0, 5))
-    store.remove("DEV", "eeg", make.epoch, [(2, 2)])
+    make.forget(store, "DEV", "eeg", make.epoch, [(2, 2)])
     assert ids(store.fetch(after, through, limit)) == expected
 
 
 def test_remove_takes_these_sequences_of_this_stream_once(place: Any, make: Any) -> None:
     store = place.open()
     store.append(make.rows(0, 9) + make.rows(0, 9, "OTHER") + make.rows(0, 9, signal="brain_state"))
-    assert sorted(store.remove("DEV", "eeg", make.epoch, [(0, 1), (4, 4), (8, 100)])) == [1, 2, 5, 9, 10]
-    assert store.remove("DEV", "eeg", make.epoch, [(0, 1), (4, 4), (8, 100)]) == []
-    assert sorted(store.remove("DEV", "eeg", make.epoch, [(2, 3), (3, 5)])) == [3, 4, 6]
-    assert store.remove("NOBODY", "eeg", make.epoch, [(0, 100)]) == []
-    assert store.remove("DEV", "eeg", make.epoch, []) == []
+    assert sorted(make.forget(store, "DEV", "eeg", make.epoch, [(0, 1), (4, 4), (8, 100)])) == [1, 2, 5, 9, 10]
+    assert make.forget(store, "DEV", "eeg", make.epoch, [(0, 1), (4, 4), (8, 100)]) == []
+    assert sorted(make.forget(store, "DEV", "eeg", make.epoch, [(2, 3), (3, 5)])) == [3, 4, 6]
+    assert make.forget(store, "NOBODY", "eeg", make.epoch, [(0, 100)]) == []
+    assert make.forget(store, "DEV", "eeg", make.epoch, []) == []
     left = [sequence for device, signal, sequence in sequences(store) if (device, signal) == ("DEV", "eeg")]
     assert left == [6, 7]
     assert store.holding().rows == 22
@@ -175,7 +176,7 @@ def test_the_holding_is_exact_after_every_step(place: Any, make: Any) -> None:
     rows = [make.row(sequence, size=100 + sequence) for sequence in range(10)]
     store.append(rows)
     assert store.holding() == Holding(10, size_of(rows), 10)
-    store.remove("DEV", "eeg", make.epoch, [(0, 2)])
+    make.forget(store, "DEV", "eeg", make.epoch, [(0, 2)])
     assert store.holding() == Holding(7, size_of(rows[3:]), 10)
     records = [make.loss_row(0), make.loss_row(1)]
     store.replace([5, 6, 6, 77], records)
@@ -188,8 +189,8 @@ def test_the_tallies_are_exact_and_outlive_their_rows(place: Any, make: Any) -> 
     store = place.open()
     store.append([make.row(0, samples=250), make.row(1, samples=249), make.row(0, "STRAP", "vital_signs", samples=1)])
     store.append([make.loss_row(0, lost=3), make.loss_row(1, lost=4), make.loss_row(0, "STRAP", "vital_signs", 9)])
-    store.remove("DEV", "eeg", make.epoch, [(0, 9)])
-    store.remove("DEV", "loss", make.epoch, [(0, 9)])
+    make.forget(store, "DEV", "eeg", make.epoch, [(0, 9)])
+    make.forget(store, "DEV", "loss", make.epoch, [(0, 9)])
     expected = {
         ("DEV", "eeg"): Tally(2, 499, 7),
         ("DEV", "loss"): Tally(2, 0, 0),
@@ -294,7 +295,7 @@ def test_a_reader_beside_the_writer_sees_what_is_committed_and_changes_nothing(p
     changes: list[Callable[[], object]] = [
         lambda: reader.append([make.row(7)]),
         lambda: reader.replace([1], []),
-        lambda: reader.remove("DEV", "eeg", make.epoch, [(0, 1)]),
+        lambda: make.forget(reader, "DEV", "eeg", make.epoch, [(0, 1)]),
     ]
     for change in changes:
         with pytest.raises(UnavailableError):
@@ -314,15 +315,21 @@ def test_two_places_have_two_epochs(sqlite_place: Any, redis_place: Any) -> None
     assert sqlite_place.open().epoch != redis_place.open().epoch
 
 
-def test_a_second_writer_is_noticed_and_takes_nothing_away(place: Any, make: Any) -> None:
+def test_a_second_writer_is_refused_or_fences_the_first_off_and_takes_nothing_away(place: Any, make: Any) -> None:
     first = place.open()
     first.append([make.row(0)])
-    second = place.open()
-    second.append([make.row(1)])
-    with pytest.raises(DamagedError):
-        first.append([make.row(1)])
-    assert sequences(second) == [("DEV", "eeg", 0), ("DEV", "eeg", 1)]
-    assert second.tallies()["DEV", "eeg"] == Tally(2, 20, 0)
+    if isinstance(first, SqliteStore):
+        with pytest.raises(UnavailableError, match="another program"):
+            place.open()
+        last = first
+        last.append([make.row(1)])
+    else:
+        last = place.open()
+        last.append([make.row(1)])
+        with pytest.raises(DamagedError):
+            first.append([make.row(1)])
+    assert sequences(last) == [("DEV", "eeg", 0), ("DEV", "eeg", 1)]
+    assert last.tallies()["DEV", "eeg"] == Tally(2, 20, 0)
 
 
 def test_closing_is_allowed_in_any_state(place: Any, make: Any) -> None:

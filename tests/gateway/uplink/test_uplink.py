@@ -275,7 +275,7 @@ async def test_a_flood_of_receipts_that_the_disk_cannot_take_stays_with_the_brok
     monkeypatch.setattr(uplink_module, "RECEIPTS_BYTES_MAX", 100_000)
     monkeypatch.setattr(uplink_module, "DISK_RETRY_S", 0.01)
     caplog.set_level(logging.CRITICAL)
-    store = Troubled(chain, remove=10**9)
+    store = Troubled(chain, find=10**9)
     async with chain.cloud() as cloud, chain.outbox(store) as outbox, chain.uplink(outbox) as uplink:
         outbox.append(chain.block())
         await chain.until(lambda: cloud.blocks)
@@ -288,7 +288,7 @@ async def test_a_flood_of_receipts_that_the_disk_cannot_take_stays_with_the_brok
         for _ in range(50):
             await asyncio.sleep(0.001)
             assert uplink._inbox.qsize() <= fit + 1
-        store.failures["remove"] = 0
+        store.failures["find"] = 0
         await asyncio.wait_for(outbox.empty.wait(), SECONDS_MAX)
 
 
@@ -296,7 +296,7 @@ async def test_a_disk_that_does_not_answer_delays_receipts_and_requests_but_ends
     chain: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(uplink_module, "DISK_RETRY_S", 0.01)
-    store = Troubled(chain, remove=3, held=3)
+    store = Troubled(chain, find=3, held=3)
     async with chain.cloud(present=True) as cloud, chain.outbox(store) as outbox:
         outbox.append(chain.block())
         await outbox.commit()
@@ -304,7 +304,7 @@ async def test_a_disk_that_does_not_answer_delays_receipts_and_requests_but_ends
             await chain.until(lambda: cloud.requests() and cloud.blocks)
             await cloud.receipt(outbox.epoch, [(0, 0)])
             await asyncio.wait_for(outbox.empty.wait(), SECONDS_MAX)
-    assert store.failures == {"remove": 0, "held": 0}
+    assert store.failures == {"find": 0, "held": 0}
     assert caplog.text.count("a receipt waits: the disk does not answer") == 3
     assert caplog.text.count("receipts cannot be asked for: the disk does not answer") == 3
 
