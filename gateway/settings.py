@@ -47,7 +47,7 @@ class Spool(Section, frozen=True):
     path: str | None = None
     """SQLite file; default: `outbox.db` in `gateway.state_dir`."""
     redis_url: str | None = None
-    commit_interval_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.5
+    commit_interval_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
     commit_blocks: Annotated[int, Meta(ge=1, le=4096)] = 64
     bytes_max: Annotated[int, Meta(ge=1 << 20)] = 4 << 30
 

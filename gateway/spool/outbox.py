@@ -152,8 +152,10 @@ class Outbox:
         async with self._stepping:
             if not self._has_work():
                 return
+            was_refusing = bool(self._unaccepted)
             await self._commit_pending()
-            self._record_unaccepted()
+            if was_refusing:
+                await self._commit_pending()  # the record of what found no room, too
             try:
                 await self._shed()
             except UnavailableError as error:
@@ -272,7 +274,7 @@ class Outbox:
                 self._thread.shutdown()
 
     def _has_work(self) -> bool:
-        return bool(self._pending or self._given_up or self._receipted or self._settled)
+        return bool(self._pending or self._given_up or self._receipted or self._settled or self._unaccepted)
 
     def _goes(self, number: int) -> bool:
         """Whether a row goes with the next step."""
@@ -327,6 +329,7 @@ class Outbox:
                 for number in receipted:
                     del self._receipted[number]
                 del self._settled[: len(settled)]
+                self._record_unaccepted()  # before anything else is taken: one record speaks of no more than one gap
                 self._look()
 
     def _look(self) -> None:

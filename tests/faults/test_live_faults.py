@@ -29,14 +29,14 @@ BLOCKS_MEANWHILE = 150
 """Of all streams, that the devices give while the disk fails."""
 BLOCKS_MEANWHILE_LONG = 5000
 STALL_S_LONG = 30.0
-PENDING_BYTES = 12_000
+PENDING_BYTES = 20_000
 """Small, so that a failing disk fills it."""
 GRACE_S = 10.0
 """For an event loop that is not held up to come round."""
 
 FAULTS = {
     "disk full": {"blocks_left": 0},
-    "disk full in the middle of a commit": {"blocks_left": 3},
+    "disk full in the middle of a commit": {"blocks_left": 1},
     "EIO on every write": {"write_error": errno.EIO},
     "EIO on writes of the log": {"write_error": errno.EIO, "failing_name": "-wal"},
     "EIO on every fsync": {"sync_error": errno.EIO},

@@ -50,6 +50,15 @@ def size_of(number: int) -> int:
     return 5 + number * 7 % 13
 
 
+def of_these_sizes(numbers: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Those blocks, in order, that have these sizes, in order: others among them may have been lost in another way."""
+    found: list[int] = []
+    for number in numbers:
+        if len(found) < len(sizes) and size_of(number) == sizes[len(found)]:
+            found.append(number)
+    return found
+
+
 def block(stream: StreamKey, number: int) -> SampleBlock:
     """Block number k of a stream, with its number in its values."""
     device, signal = stream
@@ -125,7 +134,9 @@ class Told:
         if identities and all(identity in self.shown for identity in identities):
             keys = [key for identity in identities for key in self.shown[identity].keys]
         else:
-            numbers = range(number_of(loss.first_ns), number_of(loss.last_ns) + 1)
+            numbers = list(range(number_of(loss.first_ns), number_of(loss.last_ns) + 1))
+            if loss.block_runs:
+                numbers = of_these_sizes(numbers, [size for count, size in loss.block_runs for _ in range(count)])
             keys = [((loss.device, loss.signal), number) for number in numbers]
         samples = sum(size_of(number) for _, number in keys)
         assert loss.sample_count == samples, f"{loss} speaks of {samples} samples"

@@ -162,10 +162,11 @@ class OutboxMachine(RuleBasedStateMachine):
     def stamp(self, limit: int) -> None:
         """Give the oldest rows with provisional times their final ones."""
         self.commit()
-        found = [item for item in self.unstamped(limit) if isinstance(item, StoredRow)]
-        rows = [dataclasses.replace(item.row, boot="", offset_ns=0) for item in found]
-        self.runner.run(self.outbox._thread.run(self.store._store.replace, [item.id for item in found], rows))
-        self.outbox._look()
+
+        def final(row: Row) -> Row:
+            return dataclasses.replace(row, boot="", offset_ns=0)
+
+        self.runner.run(self.outbox.stamp(final, limit))
         self.check()
 
     @rule(which=st.integers(0, 1000), column=st.sampled_from(["payload", "checksum"]))
@@ -185,7 +186,9 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """What was not committed is lost, and its sequences were never given."""
+        """What was not committed is lost, and its sequences were never given; so are receipts that waited."""
+        for place in self.outbox._receipted.values():
+            self.books.forgotten[place.epoch_key].discard(place.sequence)
         self.pending.clear()
         self.pending_radio.clear()
         self.store.close()
@@ -227,7 +230,8 @@ class OutboxMachine(RuleBasedStateMachine):
         return self.runner.run(self.outbox.fetch(0, ALL, ALL))
 
     def unstamped(self, limit: int = ALL) -> list[StoredRow | DamagedRow]:
-        return self.runner.run(self.outbox._thread.run(self.store.unstamped, limit))
+        found = self.runner.run(self.outbox._thread.run(self.store.unstamped, limit))
+        return [item for item in found if isinstance(item, DamagedRow) or not self.outbox._goes(item.id)]
 
     def here(self) -> list[StoredRow]:
         final, provisional = self.fetched(), self.unstamped()
