@@ -221,6 +221,20 @@ class Chain:
         async with self.registry.connection() as connection:
             await admin.add_device(connection, serial, org="ward", device_type=kind, patient=patient, **more)
 
+    async def furnish(self) -> None:
+        """A ward with patients A and B, a headset CYTON-1 and a strap STRAP-1 that A wears."""
+        await migrate(self.registry)
+        async with self.registry.connection() as connection:
+            await admin.add_organization(connection, "ward", "Ward 5")
+            for code in "AB":
+                await admin.add_patient(connection, "ward", code)
+            for signal in ("vital_signs", "brain_state", "eeg"):
+                await stream_admin.add_template(
+                    connection, "ward", signal, bucket=self.bucket, tags={"location": "ICU 5", "priority": "high"}
+                )
+        await self.add_device("CYTON-1", "eeg_headset", "A")
+        await self.add_device("STRAP-1", "hr_strap", "A")
+
     async def tags(self, serial: str, signal: str) -> dict[str, str]:
         """The five tags of the only stream of a device's signal."""
         ((device, stream, patient, org),) = await self.rows(
@@ -268,20 +282,10 @@ def bridge_settings(
 async def chain(
     bridge_settings: Settings, mosquitto_server: Mosquitto, influx_server: InfluxDB, influx_database: str
 ) -> AsyncIterator[Chain]:
-    """A ward with patients A and B, a headset CYTON-1 and a strap STRAP-1 that A wears; no bridge runs yet."""
+    """A furnished ward; no bridge runs yet."""
     made = Chain(bridge_settings, mosquitto_server, influx_server, influx_database)
-    await migrate(made.registry)
     async with made.registry:
-        async with made.registry.connection() as connection:
-            await admin.add_organization(connection, "ward", "Ward 5")
-            for code in "AB":
-                await admin.add_patient(connection, "ward", code)
-            for signal in ("vital_signs", "brain_state", "eeg"):
-                await stream_admin.add_template(
-                    connection, "ward", signal, bucket=influx_database, tags={"location": "ICU 5", "priority": "high"}
-                )
-        await made.add_device("CYTON-1", "eeg_headset", "A")
-        await made.add_device("STRAP-1", "hr_strap", "A")
+        await made.furnish()
         yield made
         await made.stop()
         await asyncio.to_thread(mosquitto_server.start)

@@ -19,12 +19,10 @@ import pytest
 
 from gateway import mqtt, mqtt_connection, tcp
 from gateway.mqtt import Broker, MqttSession, Outbound, connected_session
-from gateway.spool.outbox import Limits, Outbox
-from gateway.spool.sqlite_store import SqliteStore
-from gateway.uplink.uplink import Uplink
-from gateway.uplink.window import Window
+from gateway.spool.outbox import Outbox
 from gateway.wire import topics
 from tests.faults.chaos_proxy import ChaosProxy
+from tests.faults.edge import POINTS_A_BLOCK, WINDOW_BYTES_MAX, Edge, running_edge
 from tests.faults.namespace import FarPeer, NoNamespaceError, copy
 from wardlink.servers import Mosquitto
 
@@ -34,10 +32,8 @@ SECONDS_MAX = 60.0
 """For anything awaited here: a deadline, not a measure."""
 DETECTION_S_MAX = 15.0
 """What is promised of the constants as they are shipped."""
-WINDOW_BYTES_MAX = 64 << 10
 RESEND_AFTER_S = 8.0
 """Asked for after half of it: a receipt is lost where the bridge's link is, and nobody sends receipts again unasked."""
-POINTS_A_BLOCK = 5
 
 _names = itertools.count(1)
 
@@ -87,17 +83,21 @@ class Line:
     proxy: ChaosProxy
     session: MqttSession
     """The one that has the bad network."""
-    outbox: Outbox
-    uplink: Uplink
+    edge: Edge
     delivered: list[str]
     """Topics of blocks as the bridge got them, again and again included."""
-    sent: int = 0
     known: object = None
 
+    @property
+    def outbox(self) -> Outbox:
+        return self.edge.outbox
+
+    @property
+    def sent(self) -> int:
+        return self.edge.at
+
     def send(self, count: int) -> None:
-        for _ in range(count):
-            self.outbox.append(self.ward.vitals(first_ns=self.ward.noon_ns + self.sent * 10**10, n=POINTS_A_BLOCK))
-            self.sent += 1
+        self.edge.send(count)
 
     async def arrived(self, count: int) -> None:
         await until(lambda: len(self.delivered) >= count)
@@ -120,27 +120,6 @@ class Line:
 
 
 @asynccontextmanager
-async def gateway(ward: Any, port: int, folder: Path) -> AsyncIterator[tuple[Outbox, Uplink]]:
-    """Running, at this port."""
-    name = f"gw-network-{next(_names)}"
-    login = await asyncio.to_thread(ward.mosquitto.gateway, name)
-    outbox = Outbox(SqliteStore(folder / "outbox.db"), name, Limits(commit_interval_s=0.01))
-    await outbox.open()
-    window = Window(delay_s=0.5, bytes_max=WINDOW_BYTES_MAX)
-    broker = Broker(ward.mosquitto.host, port, name, login.user, login.password)
-    uplink = Uplink(outbox, broker, name, window=window, resend_after_s=RESEND_AFTER_S)
-    running = [asyncio.create_task(outbox.run()), asyncio.create_task(uplink.run())]
-    try:
-        yield outbox, uplink
-        assert not any(task.done() for task in running)
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await outbox.close()
-
-
-@asynccontextmanager
 async def made(side: str, ward: Any, mosquitto: Mosquitto, folder: Path) -> AsyncIterator[Line]:
     settings = ward.settings
     async with ChaosProxy(mosquitto.port) as proxy:
@@ -160,9 +139,11 @@ async def made(side: str, ward: Any, mosquitto: Mosquitto, folder: Path) -> Asyn
         bridge.consumer.session._on_message = watch
         if bridge.consumer.session._connection is not None:
             bridge.consumer.session._connection._deliver = watch
-        async with gateway(ward, proxy.port if side == "gateway" else mosquitto.port, folder) as (outbox, uplink):
-            session = uplink.session if side == "gateway" else bridge.consumer.session
-            line = Line(ward, proxy, session, outbox, uplink, delivered)
+        port = proxy.port if side == "gateway" else mosquitto.port
+        name = f"gw-network-{next(_names)}"
+        async with running_edge(ward, name, folder, port=port, resend_after_s=RESEND_AFTER_S) as edge:
+            session = edge.uplink.session if side == "gateway" else bridge.consumer.session
+            line = Line(ward, proxy, session, edge, delivered)
             await line.connected()
             yield line
         await ward.stop()
@@ -344,7 +325,7 @@ async def test_memory_is_flat_while_nothing_gets_through(gateway_line: Line) -> 
     """What is on its way stays within the window of each lane, and the rest on the disk."""
     line = gateway_line
     line.proxy.black_hole(is_on=True)
-    connection, window = line.session._connection, line.uplink.sender._window
+    connection, window = line.session._connection, line.edge.uplink.sender._window
     assert connection is not None
     under_way, handed = [], []
     for _ in range(30):
