@@ -122,6 +122,8 @@ class Acquisition:
         """Newest time (UTC) of each signal, less what held times were put right by: it moves along with them."""
         self._segment: Segments | None = None
         self._electrodes_told_ns: int | None = None
+        self._electrodes_seen: object = None
+        """The judgement that was looked at last."""
         self._wait = wait or wait_random_exponential(multiplier=0.25, max=BACKOFF_S_MAX)
         specs = driver.decoder(device.options).signals
         self.read_as = _with_possible_features(device, specs)
@@ -256,6 +258,10 @@ class Acquisition:
 
     def _tell_electrodes(self, segment: Segments) -> None:
         """Announce how the electrodes are, when it changed and was not announced a moment ago."""
+        judgement = segment.judgement
+        if judgement is self._electrodes_seen:
+            return
+        self._electrodes_seen = judgement
         now_ns = time.monotonic_ns()
         if self._electrodes_told_ns is not None and now_ns - self._electrodes_told_ns < ELECTRODES_TOLD_S * NS_PER_S:
             return

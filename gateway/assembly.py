@@ -120,6 +120,11 @@ class RawAssembler:
         """How each electrode is now, by name; empty for what is no EEG."""
         return {} if self._watch is None else dict(zip(self._spec.channels, self._watch.electrodes, strict=True))
 
+    @property
+    def judgement(self) -> object:
+        """Another object after each judgement of the electrodes: tells cheaply whether there is news."""
+        return None if self._watch is None else self._watch.electrodes
+
     def take(self, event: Samples | Missing) -> None:
         """Take the next event of the signal, in order."""
         if isinstance(event, Samples):

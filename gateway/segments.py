@@ -53,6 +53,11 @@ class Segments:
         """How each electrode is now, by name."""
         return self._raw[EEG].electrodes if EEG in self._raw else {}
 
+    @property
+    def judgement(self) -> object:
+        """Another object after each judgement of the electrodes; None where there are none."""
+        return self._raw[EEG].judgement if EEG in self._raw else None
+
     def take(self, event: Samples | Missing | Reading) -> None:
         """Put one event where it belongs."""
         if not (self._raw or self._readings):

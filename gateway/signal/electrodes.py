@@ -89,6 +89,8 @@ class ElectrodeWatch:
         self._uv, self._railed, self._missing, self._marked = (
             SampleRing(self._window, self._step, channel_count) for _ in range(4)
         )
+        self._parts: list[tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]] = []
+        """Since the last judgement: uV, railed, missing, marked. Put into the rings together: they come in fours."""
         self._since_step = 0
         self._judged_bad: NDArray[np.bool_] = np.zeros(channel_count, dtype=np.bool_)
         self._loud_steps: NDArray[np.int64] = np.zeros(channel_count, dtype=np.int64)
@@ -112,19 +114,18 @@ class ElectrodeWatch:
             stop = min(len(uv), start + self._step - self._since_step)
             rows = slice(start, stop)
             marked[rows] = railed[rows] | absent[rows] | self._judged_bad
-            self._uv.append(self._held(uv[rows], absent[rows]))
-            self._railed.append(railed[rows].astype(np.float64))
-            self._missing.append(absent[rows].astype(np.float64))
-            self._marked.append(marked[rows].astype(np.float64))
+            self._parts.append((uv[rows], railed[rows], absent[rows], marked[rows]))
             self._since_step += stop - start
             if self._since_step == self._step:
                 self._since_step = 0
+                self._put_together()
                 self._judge(motion_g)
             start = stop
         return marked
 
     def miss(self, count: int) -> None:
         """So many samples did not come: a few are held over, after a second of them everything begins anew."""
+        self._put_together()
         if count >= self._window or not len(self._uv):
             self.reset()
             return
@@ -137,16 +138,27 @@ class ElectrodeWatch:
         That is where they are railed or missing themselves, or lie in a second that was judged flat, off or noisy:
         unlike in what `push` returns, also those that came before the judgement.
         """
+        self._put_together()
         return self._marked.newest(min(count, self._window)) > 0
 
     def reset(self) -> None:
         """Forget all samples: what follows does not follow on them."""
         for ring in (self._uv, self._railed, self._missing, self._marked):
             ring.clear()
+        self._parts = []
         self._since_step = 0
         self._judged_bad[:] = False
         self._loud_steps[:] = 0
         self.electrodes = (NOT_YET,) * len(self.electrodes)
+
+    def _put_together(self) -> None:
+        parts, self._parts = self._parts, []
+        if not parts:
+            return
+        uv, railed, absent, marked = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        self._uv.append(self._held(uv, absent))
+        for ring, flags in ((self._railed, railed), (self._missing, absent), (self._marked, marked)):
+            ring.append(flags.astype(np.float64))
 
     def _held(self, uv: NDArray[np.float64], absent: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Each absent sample as the last one that is there."""
@@ -299,11 +311,12 @@ class _Spectrum:
         """Of uV (count, n): rms in the band, rms of the hum, and its frequency, each (n,)."""
         level = uv - uv.mean(axis=0)
         level -= np.outer(self._times, self._slope @ level)
-        power = np.abs(np.fft.rfft(level * self._taper, axis=0)) ** 2 * self._scale
-        band = np.sqrt(power[self._band].sum(axis=0))
+        spectrum = np.fft.rfft((level * self._taper).T)
+        power = (spectrum.real**2 + spectrum.imag**2) * self._scale
+        band = np.sqrt(power[:, self._band].sum(axis=1))
         hum, hum_hz = np.zeros_like(band), np.full(band.shape, MAINS_HZ[0])
         for mains_hz, bins in self._mains:
-            heard = np.sqrt(power[bins].sum(axis=0))
+            heard = np.sqrt(power[:, bins].sum(axis=1))
             hum_hz = np.where(heard > hum, mains_hz, hum_hz)
             hum = np.maximum(hum, heard)
         return band, hum, hum_hz
