@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,7 +170,9 @@ class RawAssembler:
             self._bad.append(at_the_ends | left_out)
             return
         uv = _physical(part, self._spec)
-        motion_g = 0.0 if self._motion is None else self._motion.motion_g(part.arrival_ns)
+        motion_g = 0.0
+        if self._motion is not None and self._watch.judges(len(part)):
+            motion_g = self._motion.motion_g(part.arrival_ns)
         bad = self._watch.push(uv, at_the_ends, left_out, motion_g)
         self._bad.append(bad)
         if self._states:
@@ -273,7 +276,7 @@ def _railed(part: Samples, spec: SignalSpec) -> NDArray[np.bool_]:
     channels = [part.columns[name] for name in spec.channels]
     if not all(np.issubdtype(column.dtype, np.integer) for column in channels):
         return np.zeros((len(part), len(channels)), dtype=np.bool_)
-    counts = np.stack([column.astype(np.int64, copy=False) for column in channels], axis=1)
+    counts: NDArray[np.integer[Any]] = np.stack(channels, axis=1)
     return railed(counts, spec.full_scale or COUNTS_24_BIT)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.samples import ElectrodeState
+from gateway.samples import NS_PER_S, ElectrodeState
 from gateway.signal.ring import SampleRing
 
 WINDOW_S = 1.0
@@ -123,6 +123,10 @@ class ElectrodeWatch:
             start = stop
         return marked
 
+    def judges(self, count: int) -> bool:
+        """Whether so many more samples complete what a judgement takes."""
+        return self._since_step + count >= self._step
+
     def miss(self, count: int) -> None:
         """So many samples did not come: a few are held over, after a second of them everything begins anew."""
         self._put_together()
@@ -210,20 +214,19 @@ class MotionWatch:
     def __init__(self, rate_hz: float) -> None:
         self._window = max(2, round(WINDOW_S * rate_hz))
         self._ring = SampleRing(self._window, self._window, 3)
-        self._g = 0.0
         self._arrival_ns = 0
 
     def push(self, g: NDArray[np.float64], arrival_ns: int) -> None:
         """Take in consecutive samples: g (n, 3), which arrived at `arrival_ns` (CLOCK_MONOTONIC)."""
         for start in range(0, len(g), self._window):
             self._ring.append(g[start : start + self._window])
-        if len(self._ring) >= self._window:
-            self._g = float(np.sqrt(self._ring.newest(self._window).var(axis=0).sum()))
-            self._arrival_ns = arrival_ns
+        self._arrival_ns = arrival_ns
 
     def motion_g(self, arrival_ns: int) -> float:
         """Acceleration about its mean, all axes, rms in g; 0 where the second before `arrival_ns` is not known."""
-        return self._g if arrival_ns - self._arrival_ns <= 2 * WINDOW_S * 1e9 else 0.0
+        if len(self._ring) < self._window or arrival_ns - self._arrival_ns > 2 * WINDOW_S * NS_PER_S:
+            return 0.0
+        return float(np.sqrt(self._ring.newest(self._window).var(axis=0).sum()))
 
 
 @dataclass(frozen=True, slots=True)
