@@ -103,7 +103,12 @@ def check(settings: Settings) -> None:
 
 def broker(settings: Settings) -> Broker:
     """The broker with the credential that belongs to it. Raises `ConfigError` where that is missing."""
-    return mqtt_broker.broker(settings.mqtt, f"wardlink-bridge-{settings.bridge.id}")
+    return mqtt_broker.broker(settings.mqtt, client_id(settings.bridge.id))
+
+
+def client_id(bridge: str) -> str:
+    """Under which the broker knows a bridge."""
+    return f"wardlink-bridge-{bridge}"
 
 
 def influx_secret(settings: Settings) -> str | None:

@@ -101,12 +101,13 @@ def _parser(side: str) -> argparse.ArgumentParser:
         device_commands.add_commands(actions)
         simulate.add_commands(actions)
     elif side == "cloud":
-        from wardlink import cloud_admin, cloud_service  # noqa: PLC0415
+        from wardlink import bridge_commands, cloud_admin, cloud_service  # noqa: PLC0415
 
         common = cloud_service.common_options()
         actions = cloud.add_subparsers(required=True, metavar="ACTION")
         cloud_service.add_commands(actions, common)
         cloud_admin.add_commands(actions, common)
+        bridge_commands.add_commands(actions, common)
     if side == "demo":
         from wardlink import demo  # noqa: PLC0415
 

@@ -146,7 +146,9 @@ class Uplink:
                 for entry in receipt.committed:
                     await self._forget(entry)
             case topics.Topic(kind=TopicKind.BRIDGE_STATUS, bridge=bridge):
-                self._bridge(bridge, online=control.decode(message.payload, Status).online)
+                # An empty one takes the retained status back: the bridge was given up.
+                is_online = bool(message.payload) and control.decode(message.payload, Status).online
+                self._bridge(bridge, online=is_online)
             case _:
                 log.warning("unexpected message on %s", message.topic)
 

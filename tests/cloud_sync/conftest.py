@@ -172,9 +172,11 @@ class Chain:
             message.acknowledge()
             if topics.parse(message.topic).kind is topics.TopicKind.RECEIPT:
                 heard.append(control.decode(message.payload, Receipt))
-            else:
+            elif message.payload:
                 status = control.decode(message.payload, Status)
                 end.bridges[status.name] = status.online
+            else:
+                end.bridges.pop(topics.parse(message.topic).bridge, None)
 
         broker = Broker(self.mosquitto.host, self.mosquitto.port, name, login.user, login.password)
         wanted = [topics.receipt(name), topics.bridge_status("+")]

@@ -1,18 +1,22 @@
-"""`wardlink cloud tail` beside a running bridge, and a second bridge of the same id."""
+"""`wardlink cloud tail` beside a running bridge, a second bridge of the same id, and one that is given up."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cloud_sync import app
-from gateway.errors import ConfigError
+from cloud_sync import settings as cloud_settings
+from gateway.errors import ConfigError, UnavailableError
 from gateway.wire import topics
+from wardlink import bridge_commands
 
 COMMAND = [sys.executable, "-c", "from wardlink.cli import main; raise SystemExit(main())", "cloud", "tail"]
 
@@ -101,3 +105,56 @@ async def test_a_schema_that_is_not_there_is_waited_for(chain: Any) -> None:
     await chain.wait_for(says_so, "a hint")
     await chain.run("ALTER TABLE gone RENAME TO schema_migrations")
     await chain.wait_for(lambda: asyncio.wait_for(bridge.consumer.session.connected.wait(), 40), "the broker")
+
+
+async def forgotten(config: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and what `wardlink cloud bridge forget` said."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND[:-1], "bridge", "forget", "--config", str(config), *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_a_bridge_that_is_forgotten_gets_no_share_any_more(chain: Any, config: Path) -> None:
+    given_up, settings = chain.settings.bridge.id, chain.settings
+    await chain.start()
+    code, said = await forgotten(config, given_up)
+    assert (code, "stop it first" in said) == (1, True)
+    await chain.stop()
+    chain.settings = msgspec.structs.replace(settings, bridge=msgspec.structs.replace(settings.bridge, id="heir"))
+    await chain.start()
+
+    async def send(sequences: range) -> None:
+        for sequence in sequences:
+            await gateway.send(chain.vitals(first_ns=chain.noon_ns + sequence * 10**10), sequence)
+
+    async with chain.gateway() as gateway:
+        await send(range(20))
+        code, said = await forgotten(config, given_up, "--json")
+        assert (code, json.loads(said)) == (0, {"bridge": given_up, "forgotten": True})
+        await send(range(20, 40))
+        await gateway.until_receipted("STRAP-1", "vital_signs", *range(20, 40))
+        got = gateway.receipted("STRAP-1", "vital_signs")
+        missing = [number for number in range(20) if not any(first <= number <= last for first, last in got)]
+        assert missing  # the control: before it was forgotten, it had its share
+        assert (given_up in gateway.bridges, gateway.bridges["heir"]) == (False, True)
+    await chain.stop()
+    await chain.forget_session()
+    chain.settings = settings
+
+
+async def test_a_broker_that_is_away_cannot_forget_and_says_why(
+    bridge_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_commands, "CONNECT_S_MAX", 0.5)
+    broker = dataclasses.replace(cloud_settings.broker(bridge_settings), port=1)
+    with pytest.raises(UnavailableError, match="cannot reach the MQTT broker"):
+        await bridge_commands.forget(broker, "bridge-9")
+
+
+async def test_what_is_no_id_of_a_bridge_is_a_usage_error(config: Path) -> None:
+    code, said = await forgotten(config, "a/b")
+    assert (code, "no id of a bridge" in said) == (2, True)
