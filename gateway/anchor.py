@@ -8,6 +8,8 @@ from enum import StrEnum
 DRIFT_PPM = 100
 """How far a host's crystal may be off its nominal rate: those of the Raspberry Pi are good to 50, heat included."""
 PPM = 1_000_000
+UNSEEN_ERROR_NS = 100_000
+"""Of each anchor: what may drift in the second until clocks are looked at again."""
 
 
 class Source(StrEnum):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from gateway.anchor import PPM, Anchor, Source
+from gateway.anchor import DRIFT_PPM, PPM, UNSEEN_ERROR_NS, Anchor, Source
 from gateway.kernel_clock import UNKNOWN_ERROR_NS, Discipline, kernel_discipline
 from gateway.samples import NS_PER_S, ClockStamp, ClockState
 
@@ -29,12 +30,27 @@ SLEW_PPM = 500
 """How fast a small correction is worked in: as fast as the kernel does it. A raw block of 1 s bends by 0.5 ms."""
 SLEW_NS_MAX = NS_PER_S
 """Corrections up to a leap second are worked in, without a break; larger ones are steps."""
+RTC_ERROR_NS = NS_PER_S
+"""What the time slept may be wrong by: it comes from a clock that counts whole seconds. The kernel's bound ignores it;
+its time service mends it with the next poll, at which the bound falls."""
 SLEEP_NS = 100_000_000
 """The machine slept, if the time since boot gained so much on the monotonic clock, which stands still then."""
 NOISE_NS = 1_000_000
 """Two readings of the same clocks differ by less, unless the machine is overloaded: no reason to put times right."""
 WIDEST_ERROR_NS = 100 * 366 * 86_400 * NS_PER_S
 """Of a clock that is certainly wrong and nobody can say by how much."""
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """What was given out since time was broken last."""
+
+    went_out: bool = False
+    """Whether anything can no longer be changed."""
+    held_from_ns: int | None = None
+    """Earliest UTC that is held back."""
+    held_with: set[int] = field(default_factory=set)
+    """Offsets that it is held back with: they move together."""
 
 
 class HostClock:
@@ -78,7 +94,7 @@ class HostClock:
         """What the system's clock says instead, since when."""
         self._other: Anchor | None = None
         """What a bridge said that contradicts the anchor."""
-        self._doubts = {Source.NTP: 0, Source.BRIDGE: 0}
+        self._doubts = dict.fromkeys((Source.NTP, Source.BRIDGE), 0)
         """How far who else speaks of the time is away from it, ns, where that is doubtful; by source."""
         boot, self._followed_ns = self._read_offset_ns()
         self._unfollowed_ns = 0
@@ -86,7 +102,6 @@ class HostClock:
         self._floor_ns = not_before_ns - boot
         self.offset_ns = max(self._followed_ns if stated_ns is None else stated_ns, self._floor_ns)
         """UTC minus boot time, as it is stated."""
-        self._target_ns = self.offset_ns
         self._slewed_ns = boot
         self.shift_ns = 0
         self.setback_ns = 0
@@ -94,14 +109,16 @@ class HostClock:
         self.put_right: dict[int, int] = {}
         """Which offset takes the place of the one that blocks were held back with. It is the same one where they cannot
         be put right: later times have gone out already, or nobody told the time in time."""
-        self._went_out = False
-        self._held_from_ns: int | None = None
-        self._held_with: set[int] = set()
-        """Offsets that blocks were held back with since time was broken last: they move together."""
+        self._stretch = _Stretch()
         self.sent_through_ns = sent_through_ns
         """Newest time that went out."""
+        self.began_after_ns = sent_through_ns
+        """The same, when this process began: its first segments lie behind it."""
         self.is_held = False
         """Whether blocks are to be held back until the time is known."""
+        self._unrenewed_ns = 0
+        """Error that sleep may have added and the kernel does not know of, until its discipline is renewed."""
+        self._said_error_ns = 0
         self.disciplined = False
         """Whether the kernel says that somebody disciplines its clock."""
         self.on_break: list[Callable[[], None]] = []
@@ -111,9 +128,8 @@ class HostClock:
         is its own, the clock's part comes when the time is known."""
         said = self._discipline()
         if said.state is ClockState.SYNCED and anchor is None:
-            self.anchor = Anchor(self._followed_ns, said.error_ns, boot, Source.NTP)
-        if self.anchor is not None:
-            self.offset_ns = self._target_ns = self.anchor.offset_ns
+            self.anchor = Anchor(self._followed_ns, said.error_ns + UNSEEN_ERROR_NS, boot, Source.NTP)
+        self._target_ns = self.offset_ns = self.anchor.offset_ns if self.anchor else self.offset_ns
         self.refresh()
 
     def refresh(self) -> None:
@@ -122,8 +138,12 @@ class HostClock:
         boot, offset_ns = self._read_offset_ns()
         said = self._discipline()
         self.disciplined = said.state is ClockState.SYNCED
+        if said.error_ns < self._said_error_ns or not self.disciplined:
+            self._unrenewed_ns = 0
+        self._said_error_ns = said.error_ns
         if self.disciplined:
-            self._weigh_disciplined(Anchor(offset_ns, said.error_ns, boot, Source.NTP))
+            error_ns = said.error_ns + UNSEEN_ERROR_NS + self._unrenewed_ns
+            self._weigh_disciplined(Anchor(offset_ns, error_ns, boot, Source.NTP))
         elif self.anchor is None:
             self._weigh_hearsay(Anchor(offset_ns, said.error_ns, boot, Source.NONE))
         else:
@@ -153,19 +173,20 @@ class HostClock:
     def release(self) -> None:
         """Hold nothing back any more until the time was known once."""
         self._released = True
-        if self._held_from_ns is not None:
+        if self._stretch.held_from_ns is not None:
             self.sent_through_ns = max(self.sent_through_ns, self.now_ns())
         self._judge(self.boot_now_ns(), self._discipline())
 
     def give_out(self, first_ns: int, last_ns: int) -> int | None:
         """Something with these times is given out. The offset that it was stated with, where it is to be held back."""
         if self.is_held:
-            self._held_from_ns = first_ns if self._held_from_ns is None else min(self._held_from_ns, first_ns)
-            if self.offset_ns not in self._held_with:
-                self._held_with.add(self.offset_ns)
+            stretch = self._stretch
+            stretch.held_from_ns = min(first_ns, first_ns if stretch.held_from_ns is None else stretch.held_from_ns)
+            if self.offset_ns not in stretch.held_with:
+                stretch.held_with.add(self.offset_ns)
                 self.put_right[self.offset_ns] = self.offset_ns
             return self.offset_ns
-        self._went_out = True
+        self._stretch.went_out = True
         self.sent_through_ns = max(self.sent_through_ns, last_ns)
         return None
 
@@ -233,7 +254,7 @@ class HostClock:
 
     def _move_to(self, offset_ns: int) -> None:
         change_ns = offset_ns - self.offset_ns
-        is_free = not self._went_out and (change_ns > 0 or self._first_unsent_ns() + change_ns > self.sent_through_ns)
+        is_free = self._is_free(change_ns)
         if abs(change_ns) <= (NOISE_NS if is_free else SLEW_NS_MAX):
             self._leave_held()
             self._target_ns = offset_ns
@@ -250,20 +271,23 @@ class HostClock:
             self.setback_ns -= change_ns
         self.offset_ns = self._target_ns = offset_ns
 
-    def _first_unsent_ns(self) -> int:
-        return self.now_ns() if self._held_from_ns is None else self._held_from_ns
+    def _is_free(self, change_ns: int) -> bool:
+        """Whether all that was stated since the last break can be moved, and stays behind what went out before."""
+        held_from_ns = self._stretch.held_from_ns
+        first_ns = self.now_ns() if held_from_ns is None else held_from_ns
+        return not self._stretch.went_out and (change_ns > 0 or first_ns + change_ns > self.sent_through_ns)
 
     def _shift(self, change_ns: int) -> None:
         self.shift_ns += change_ns
-        if self._held_from_ns is not None:
-            self._held_from_ns += change_ns
-        for offset_ns in self._held_with:
+        if self._stretch.held_from_ns is not None:
+            self._stretch.held_from_ns += change_ns
+        for offset_ns in self._stretch.held_with:
             self.put_right[offset_ns] += change_ns
 
     def _leave_held(self) -> None:
         """What is held back keeps its times."""
-        if self.is_held and self._held_from_ns is not None:
-            self._held_from_ns, self._went_out = None, True
+        if self.is_held and self._stretch.held_from_ns is not None:
+            self._stretch.held_from_ns, self._stretch.went_out = None, True
 
     def _slew(self, boot_ns: int) -> None:
         room_ns = max(0, boot_ns - self._slewed_ns) * SLEW_PPM // PPM
@@ -300,15 +324,17 @@ class HostClock:
 
     def _begin(self) -> None:
         """From here on nothing has gone out with the offset that is stated."""
-        self._went_out, self._held_from_ns = False, None
-        self._held_with.clear()
+        self._stretch = _Stretch()
 
     def _note_sleep(self) -> None:
         asleep_ns = self._read_asleep_ns()
         if asleep_ns - self._asleep_ns > SLEEP_NS:
             log.warning("the machine slept for %.1f s", (asleep_ns - self._asleep_ns) / NS_PER_S)
             self._break()
+            self._unrenewed_ns += RTC_ERROR_NS + (asleep_ns - self._asleep_ns) * DRIFT_PPM // PPM
             self._asleep_ns = asleep_ns
+            if self.anchor is not None:
+                self.anchor = replace(self.anchor, error_ns=self.anchor.error_ns + RTC_ERROR_NS)
 
     def _read_asleep_ns(self) -> int:
         if self._boot_ns is None:

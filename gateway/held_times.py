@@ -13,7 +13,9 @@ from gateway.spool.stamping import stamped
 from gateway.spool.store import Row
 
 REMEMBER_S = 300
-"""How often it is written down that a boot goes on: so much later it may have ended."""
+"""How often it is written down what is known."""
+UNWRITTEN_NS = REMEMBER_S * NS_PER_S
+"""So much later a boot may have ended than was written down: an estimate keeps clear of its neighbours by that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,11 @@ def estimates(boots: Sequence[BootTime]) -> Mapping[str, Estimate]:
         low_ns = max(boot.after_ns, ended_ns)
         later = next((after.anchor for after in boots[place + 1 :] if after.anchor is not None), None)
         if later is None:
-            offset_ns, error_ns = max(boot.stated_ns, low_ns), WIDEST_ERROR_NS
+            offset_ns, error_ns = max(boot.stated_ns, low_ns + UNWRITTEN_NS), WIDEST_ERROR_NS
         else:
             begun_ns = later.offset_ns + later.error_at(0)
             high_ns = begun_ns - boot.seen_at_ns
-            latest_ns = max(low_ns, high_ns - REMEMBER_S * NS_PER_S)
-            offset_ns = min(max(boot.stated_ns, low_ns), latest_ns)
+            offset_ns = min(max(boot.stated_ns, low_ns + UNWRITTEN_NS), max(low_ns, high_ns - UNWRITTEN_NS))
             error_ns = max(abs(offset_ns - low_ns), abs(high_ns - offset_ns))
         found[boot.boot] = Estimate(offset_ns, min(error_ns, WIDEST_ERROR_NS))
         ended_ns = offset_ns + boot.seen_at_ns

@@ -86,7 +86,7 @@ class Segments:
     def _assemble(self) -> None:
         number, newest_ns = self._begin()
         device, emit = self._device, self._emit
-        clock = SegmentClock(self._host, max(newest_ns.values(), default=None))
+        clock = SegmentClock(self._host, max([*newest_ns.values(), self._host.began_after_ns]))
         for spec in self._specs:
             if spec.rate_hz is None:
                 after_ns = newest_ns.get(spec.signal)

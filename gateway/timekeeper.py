@@ -109,14 +109,14 @@ class Timekeeper:
 
     async def turn(self, elapsed_s: float) -> None:
         """What is due once a second."""
-        was_held = self.clock.is_held
+        was_held, had_setback_ns = self.clock.is_held, self.clock.setback_ns
         self.clock.refresh()
         if self.clock.is_held:
             self._watch_deadline(elapsed_s)
         else:
             self._online_s = 0.0
         is_old = self.clock.boot_now_ns() - self._written_at_ns >= REMEMBER_S * NS_PER_S
-        if is_old or was_held != self.clock.is_held:
+        if is_old or (was_held, had_setback_ns) != (self.clock.is_held, self.clock.setback_ns):
             await self._remember()
         if self._may_wait and not self.clock.is_held:
             self._due.set()
@@ -169,6 +169,11 @@ class Timekeeper:
             put_right=list(clock.put_right.items())[-PUT_RIGHT_MAX:],
         )
 
+    def _sent_through_ns(self) -> int:
+        """Newest time that will have gone out when this is written down again; only what lies ahead needs it."""
+        through_ns = self.clock.sent_through_ns
+        return through_ns if through_ns <= self.clock.now_ns() else through_ns + 2 * REMEMBER_S * NS_PER_S
+
     async def _remember(self) -> bool:
         """Write down what is known; whether it is."""
         clock, passed_ns = self.clock, self._memory.passed_ns
@@ -176,7 +181,7 @@ class Timekeeper:
             passed_ns = max(passed_ns, clock.now_ns() - clock.known.error_ns)
         self._memory = ClockMemory(
             passed_ns=passed_ns,
-            sent_through_ns=clock.sent_through_ns,
+            sent_through_ns=self._sent_through_ns(),
             boots=[*self._earlier, self._this_boot()],
         )
         try:

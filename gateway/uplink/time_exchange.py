@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from gateway.anchor import DRIFT_PPM, PPM, Anchor, Source
+from gateway.anchor import DRIFT_PPM, PPM, UNSEEN_ERROR_NS, Anchor, Source
 from gateway.clock import HostClock
 from gateway.errors import UnavailableError
 from gateway.mqtt import Inbound, MqttSession, Outbound
 from gateway.mqtt_messages import QOS_AT_MOST_ONCE
-from gateway.samples import NS_PER_S
 from gateway.wire import control, topics
 from gateway.wire.messages import TimeReply, TimeRequest
 
@@ -27,8 +26,6 @@ ANSWER_S_MAX = 2.0
 """A later answer is of no use: its error is at least half of it."""
 AGAIN_S = 64.0
 """Between two rows of exchanges while a bridge is the only one who knows: drift adds 6 ms to the bound meanwhile."""
-UNTIL_SEEN_NS = NS_PER_S
-"""Until the host's clock is looked at again, and the bound grown by what it drifted."""
 RETRY_S = 10.0
 """After a row that nobody answered."""
 
@@ -42,8 +39,8 @@ def measured(reply: TimeReply, arrived_ns: int, *, trusted: bool = False) -> Anc
     if delay_ns < 0 or arrived_ns < reply.asked:
         return None
     offset_ns = ((reply.received - reply.asked) + (reply.replied - arrived_ns)) // 2
-    drift_ns = (arrived_ns - reply.asked + UNTIL_SEEN_NS) * DRIFT_PPM // PPM
-    error_ns = delay_ns // 2 + 1 + drift_ns
+    drift_ns = (arrived_ns - reply.asked) * DRIFT_PPM // PPM
+    error_ns = delay_ns // 2 + 1 + drift_ns + UNSEEN_ERROR_NS
     return Anchor(offset_ns, error_ns + (0 if trusted else reply.clock.error_ns), arrived_ns, Source.BRIDGE)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gateway.anchor import UNSEEN_ERROR_NS
 from gateway.assembly import BLOCK_SAMPLES_MAX, READING_ERROR_NS, SETTLE_EVENTS_MAX, RawAssembler, ReadingAssembler
 from gateway.clock import HostClock
 from gateway.devices.base import Missing, Reading, Samples, SignalSpec
@@ -564,7 +565,7 @@ def test_what_came_together_is_a_block_with_a_column_for_every_field() -> None:
     assert np.array_equal(block.columns["heart_rate"], [math.nan, 74.0], equal_nan=True)
     assert block.columns["rr_interval"].tolist() == [800.0, 810.0]
     assert block.times_ns.tolist() == [Machine().offset + 1_000, Machine().offset + 2_000]
-    assert (block.clock.state, block.clock.error_ns) == (ClockState.SYNCED, MS + READING_ERROR_NS)
+    assert (block.clock.state, block.clock.error_ns) == (ClockState.SYNCED, MS + UNSEEN_ERROR_NS + READING_ERROR_NS)
 
 
 @settings(deadline=None)

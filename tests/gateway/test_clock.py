@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.anchor import DRIFT_PPM, Anchor, Source
+from gateway.anchor import DRIFT_PPM, UNSEEN_ERROR_NS, Anchor, Source
 from gateway.clock import CONFIRM_NS, NOISE_NS, SLEW_NS_MAX, SLEW_PPM, STEP_NS, WIDEST_ERROR_NS, HostClock
 from gateway.kernel_clock import Discipline
 from gateway.samples import NS_PER_S, ClockStamp, ClockState
@@ -13,6 +13,7 @@ from tests.gateway.machine import MS, SYNCED, TRUE_OFFSET_NS, UNKNOWN, UNSYNCED,
 HOUR_NS = 3_600 * NS_PER_S
 DAY_NS = 24 * HOUR_NS
 CONFIRM_S = CONFIRM_NS // NS_PER_S
+BOUND_NS = SYNCED.error_ns + UNSEEN_ERROR_NS
 
 
 def bridge_word(machine: Machine, *, off_ns: int = 0, error_ns: int = 20 * MS) -> Anchor:
@@ -29,14 +30,14 @@ def test_utc_is_monotonic_time_plus_an_offset() -> None:
     assert clock.utc_ns(machine.monotonic() + 7) == machine.utc() + 7
     assert clock.monotonic_ns(clock.utc_ns(42)) == 42
     assert clock.now_ns() == machine.utc()
-    assert clock.stamp == clock.known == ClockStamp(ClockState.SYNCED, 3 * MS)
+    assert clock.stamp == clock.known == ClockStamp(ClockState.SYNCED, BOUND_NS)
     assert not clock.is_held
 
 
 @pytest.mark.parametrize("said", [SYNCED, UNSYNCED, UNKNOWN])
 def test_the_kernels_word_is_passed_on(said: Discipline) -> None:
     clock = Machine(said=said).clock()
-    assert (clock.known.state, clock.known.error_ns) == (said.state, said.error_ns)
+    assert clock.known == ClockStamp(said.state, said.error_ns + (UNSEEN_ERROR_NS if said is SYNCED else 0))
     assert clock.disciplined is (said is SYNCED)
     assert clock.wants_time is not clock.disciplined
 
@@ -68,7 +69,7 @@ def test_a_step_of_a_synced_clock_is_doubtful_until_it_has_stood(step_ns: int) -
     assert clock.wants_time
     machine.run(1, clock)
     assert clock.offset_ns == machine.offset
-    assert clock.known == ClockStamp(ClockState.SYNCED, 3 * MS)
+    assert clock.known == ClockStamp(ClockState.SYNCED, BOUND_NS)
 
 
 def test_a_step_that_is_undone_leaves_nothing_behind() -> None:
@@ -98,7 +99,7 @@ def test_who_sets_the_clock_by_hand_casts_doubt_and_the_kernel_says_unsynced() -
     assert clock.known.state is ClockState.UNSYNCED
     machine.offset, machine.said = TRUE_OFFSET_NS, SYNCED
     machine.run(1, clock)
-    assert clock.known == ClockStamp(ClockState.SYNCED, 3 * MS)
+    assert clock.known == ClockStamp(ClockState.SYNCED, BOUND_NS)
 
 
 def test_a_time_service_that_is_away_costs_drift_and_no_more() -> None:
@@ -108,7 +109,7 @@ def test_a_time_service_that_is_away_costs_drift_and_no_more() -> None:
     machine.run(600, clock)
     assert clock.known.state is ClockState.SYNCED
     assert abs(stated_error(machine, clock)) <= clock.known.error_ns
-    assert clock.known.error_ns == pytest.approx(3 * MS + 600 * DRIFT_PPM * 1000, rel=0.01)
+    assert clock.known.error_ns == pytest.approx(BOUND_NS + 600 * DRIFT_PPM * 1000, rel=0.01)
 
 
 def test_a_leap_forward_breaks_first_and_what_came_before_keeps_its_time() -> None:
@@ -152,7 +153,7 @@ def test_a_small_correction_is_worked_in_and_its_rest_counts_as_error(change_ns:
         machine.run(1, clock)
         assert abs(clock.offset_ns - before_ns) <= SLEW_PPM * 1000
     assert clock.offset_ns == machine.offset
-    assert clock.known.error_ns == 3 * MS
+    assert clock.known.error_ns == BOUND_NS
 
 
 def test_a_clock_that_nobody_disciplines_is_followed_when_it_stands() -> None:
