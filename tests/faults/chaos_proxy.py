@@ -25,6 +25,8 @@ class Conditions:
 
     latency_s: float = 0.0
     """One way."""
+    upstream_extra_s: float = 0.0
+    """What the way up takes longer than the way down."""
     bytes_per_s: float = float("inf")
     """Each way."""
     queue_bytes: int = 64 << 10
@@ -151,7 +153,8 @@ class ChaosProxy:
                 await way.drained.wait()
             data = await loop.sock_recv(way.source, CHUNK_BYTES)
             free_s = max(free_s, loop.time()) + len(data) / self.now.bytes_per_s
-            way.queue.append((free_s + self.now.latency_s, data))
+            extra_s = self.now.upstream_extra_s if way.is_upstream else 0.0
+            way.queue.append((free_s + self.now.latency_s + extra_s, data))
             way.filled.set()
 
     async def _give(self, way: _Way) -> None:
