@@ -116,7 +116,11 @@ class Redrive:
 
     async def _settle(self, bound: Sequence[ParkedMessage], points: PointBatch) -> int:
         parts: list[tuple[Part, ...]] = [points.parts(message.id) for message in bound]
-        refused = [_letter(message, *refusal) for message in bound if (refusal := points.refusal(message.id))]
+        refused = [
+            _letter(message, *refusal, points.parts(message.id))
+            for message in bound
+            if (refusal := points.refusal(message.id))
+        ]
         async with self._database.connection() as connection:
             if refused:
                 # Before the row goes: a letter that is kept twice is one letter, one that is lost is none.
@@ -150,8 +154,12 @@ def _waiting_samples(message: ParkedMessage) -> SampleBlock:
     return decoded.part(start, stop)
 
 
-def _letter(message: ParkedMessage, reason: str, detail: str) -> DeadLetter:
+def _letter(message: ParkedMessage, reason: str, detail: str, parts: tuple[Part, ...]) -> DeadLetter:
+    """What the store refused of a parked message; its other points are counted where it is settled."""
     return DeadLetter(
+        parts=parts,
+        is_claimed=True,
+        left_at=(message.first_at, message.last_at),
         gateway=message.gateway,
         topic=message.topic,
         content_type=message.content_type,

@@ -22,6 +22,8 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  #
 Handler: TypeAlias = Callable[[argparse.Namespace, str], Awaitable[int]]
 Act: TypeAlias = Callable[[argparse.Namespace, Connection], Awaitable[int]]
 
+ROWS_MAX = 200
+"""Rows of a list unless `--limit` says more."""
 LIMIT_MAX = 100_000
 
 
@@ -34,7 +36,11 @@ class Group:
         self._common = common
 
     def add(self, verb: str, act: Act, summary: str, *examples: str) -> argparse.ArgumentParser:
-        return command(self._verbs, self._common, verb, _on_connection(act), summary, *examples)
+        return self.add_handler(verb, on_connection(act), summary, *examples)
+
+    def add_handler(self, verb: str, handler: Handler, summary: str, *examples: str) -> argparse.ArgumentParser:
+        """For what needs more than a connection to the registry."""
+        return command(self._verbs, self._common, verb, handler, summary, *examples)
 
 
 def command(
@@ -52,7 +58,7 @@ def command(
     return parser
 
 
-def _on_connection(act: Act) -> Handler:
+def on_connection(act: Act) -> Handler:
     async def handler(args: argparse.Namespace, conninfo: str) -> int:
         async with Database(conninfo, pool_size=1) as database, database.connection() as connection:
             return await act(args, connection)

@@ -14,12 +14,8 @@ from uuid import UUID
 from cloud_sync.registry import admin, letters, migrations, stream_admin
 from cloud_sync.registry.database import Connection, Database
 from gateway.errors import EXIT_OK, ConfigError
-from wardlink.admin_commands import Group, Subparsers, command, limit, moment, rate, say, say_list, tag
-
-ROWS_MAX = 200
-"""Rows of a list unless `--limit` says more."""
-PAYLOAD_SHOWN_MAX = 4096
-"""Bytes of a dead letter's payload that are shown."""
+from wardlink import gap_commands, letter_commands
+from wardlink.admin_commands import ROWS_MAX, Group, Subparsers, command, limit, moment, rate, say, say_list, tag
 
 
 def add_commands(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
@@ -29,7 +25,8 @@ def add_commands(subparsers: Subparsers, common: argparse.ArgumentParser) -> Non
     _add_devices(subparsers, common)
     _add_streams(subparsers, common)
     _add_bindings(subparsers, common)
-    _add_waiting(subparsers, common)
+    letter_commands.add_commands(subparsers, common)
+    gap_commands.add_commands(subparsers, common)
 
 
 # --- schema
@@ -346,58 +343,3 @@ async def _template_add(args: argparse.Namespace, connection: Connection) -> int
 async def _template_list(args: argparse.Namespace, connection: Connection) -> int:
     rows = await stream_admin.list_templates(connection, args.org)
     return say_list(args, rows, "org signal influx_org influx_bucket measurement retention_hint tags", "templates")
-
-
-# --- what waits
-
-
-def _add_waiting(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    group = Group(subparsers, common, "parked", "data that waits for its device to be bound")
-    group.add("list", _parked_list, "list devices whose data waits, and why", "parked list")
-
-    group = Group(subparsers, common, "letters", "dead letters: messages that could not be read or were refused")
-    parser = group.add("list", _letters_list, "list dead letters, newest first", "letters list", "letters list --all")
-    parser.add_argument("--all", action="store_true", help="also those that were re-driven")
-    parser.add_argument("--limit", type=limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
-    parser = group.add("show", _letters_show, "show one dead letter with its payload", "letters show 7")
-    parser.add_argument("letter", type=int, metavar="LETTER", help="id, see `letters list`")
-
-
-async def _parked_list(args: argparse.Namespace, connection: Connection) -> int:
-    rows = [asdict(device) for device in await letters.parked_devices(connection)]
-    return say_list(args, rows, "device messages samples first_at last_at reason", "devices with parked data")
-
-
-async def _letters_list(args: argparse.Namespace, connection: Connection) -> int:
-    found = await letters.list_letters(connection, args.limit, with_redriven=args.all)
-    rows = [_letter_row(letter) for letter in found]
-    columns = "id received_at gateway topic bytes reason detail repeats redriven_at"
-    return say_list(args, rows, columns, "dead letters")
-
-
-def _letter_row(letter: letters.Letter) -> dict[str, Any]:
-    row = asdict(letter)
-    row["bytes"] = len(row.pop("payload"))
-    return row
-
-
-async def _letters_show(args: argparse.Namespace, connection: Connection) -> int:
-    letter = await letters.find_letter(connection, args.letter)
-    if letter is None:
-        raise ConfigError(f"no dead letter {args.letter}", hint="`wardlink cloud letters list --all` shows them")
-    row = _letter_row(letter)
-    shown = letter.payload[:PAYLOAD_SHOWN_MAX]
-    if args.json:
-        return say(args, (), [{**row, "payload_hex": letter.payload.hex()}])
-    row["payload"] = shown.decode() if _is_text(shown) else shown.hex(" ")
-    if len(letter.payload) > len(shown):
-        row["payload"] += f" … and {len(letter.payload) - len(shown)} bytes more"
-    return say(args, ("field", "value"), [{"field": name, "value": value} for name, value in row.items()])
-
-
-def _is_text(payload: bytes) -> bool:
-    try:
-        text = payload.decode()
-    except UnicodeDecodeError:
-        return False
-    return all(character.isprintable() or character in "\n\t" for character in text)

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
@@ -179,7 +180,8 @@ class DeadLetter:
     """A message that can never be written as it is.
 
     With `key` and `sequence` it counts as committed; without (nothing could be read from it) it is only kept.
-    `parts`: points of it that the store took all the same.
+    `parts`: points of it that the store took all the same. `is_claimed`: its sequence is committed on its account
+    although it has no key here, and its parts are counted by whoever made it.
     """
 
     gateway: str
@@ -193,6 +195,9 @@ class DeadLetter:
     parts: tuple[Part, ...] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
     span: Span | None = None
+    is_claimed: bool = False
+    left_at: tuple[datetime, datetime] | None = None
+    """First and last time of the samples that are left to write; None: all."""
 
     def __post_init__(self) -> None:
         if (self.key is None) != (self.sequence is None):

@@ -13,9 +13,9 @@ from typing import Any
 from psycopg.types.range import Int8Range
 
 from cloud_sync.registry.admin import record_act
+from cloud_sync.registry.alerts import open_alerts
 from cloud_sync.registry.database import Connection
 from cloud_sync.registry.entries import BlockKey, short
-from cloud_sync.registry.ledger import open_alerts
 from cloud_sync.registry.losses import ARRIVED, INSERT_GAP, LOST, RECORDED, TRANSPORT
 from gateway.samples import LOSS
 

@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
-from psycopg.types.json import Jsonb
 from psycopg.types.multirange import Int8Multirange
 
-from cloud_sync.registry import losses
+from cloud_sync.registry import dead_letters, losses
+from cloud_sync.registry.alerts import open_alerts
 from cloud_sync.registry.database import Connection
 from cloud_sync.registry.entries import (
     INT64_MAX,
@@ -52,8 +52,6 @@ __all__ = [
 
 PARKED_ALERT = "parked_data"
 """An alert of this kind is about a device serial."""
-LETTERS_ALERT = "dead_letters"
-"""An alert of this kind is about a gateway."""
 
 _Entry: TypeAlias = BlockCommit | LossCommit | ParkedBlock | DeadLetter
 
@@ -125,7 +123,7 @@ async def commit(connection: Connection, batch: Batch) -> set[Identity]:
     if not entries and not nameless:
         return set()
     async with connection.transaction():
-        await _lock(connection, entries.values())
+        await lock_rows(connection, entries.values())
         claim = await _claim(connection, entries)
         new = claim.new
         fresh = [entry for identity, entry in entries.items() if identity in new]
@@ -141,7 +139,7 @@ async def commit(connection: Connection, batch: Batch) -> set[Identity]:
             await losses.take_back(connection, {one: _span_of(entries[one]) for one in claim.given_up})
         await losses.record(connection, [entry for entry in fresh if isinstance(entry, LossCommit)])
         await _park(connection, [entry for entry in fresh if isinstance(entry, ParkedBlock)])
-        await _bury(connection, [*(entry for entry in fresh if isinstance(entry, DeadLetter)), *nameless])
+        await dead_letters.bury(connection, [*(entry for entry in fresh if isinstance(entry, DeadLetter)), *nameless])
     return new
 
 
@@ -163,7 +161,7 @@ class _Claim:
     """What was the newest sequence and is below a hole now, with the time of its last sample."""
 
 
-async def _lock(connection: Connection, entries: Collection[_Entry]) -> None:
+async def lock_rows(connection: Connection, entries: Collection[_Entry]) -> None:
     """Make the ledger rows of these entries, and lock those of the sequences that their loss records speak of.
 
     All in one order, with those that `_claim` locks: it comes after, and may add none.
@@ -413,7 +411,7 @@ async def _park(connection: Connection, parked: Sequence[ParkedBlock]) -> None:
                     short(entry.gateway),
                     storable(entry.topic),
                     storable(entry.content_type),
-                    _properties(entry.properties.items()),
+                    dead_letters.properties_of(entry.properties),
                     entry.payload,
                     instant_of_ns(entry.first_ns),
                     instant_of_ns(entry.last_ns),
@@ -424,43 +422,3 @@ async def _park(connection: Connection, parked: Sequence[ParkedBlock]) -> None:
             ],
         )
     await open_alerts(connection, PARKED_ALERT, {entry.key.device: storable(entry.reason) for entry in parked})
-
-
-async def _bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:
-    if not letters:
-        return
-    async with connection.cursor() as cursor:
-        await cursor.executemany(
-            "INSERT INTO dead_letters (gateway_id, topic, content_type, properties, payload, reason, detail, digest) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
-            "ON CONFLICT (digest) WHERE redriven_at IS NULL DO UPDATE SET repeats = dead_letters.repeats + 1",
-            [
-                (
-                    short(letter.gateway),
-                    storable(letter.topic),
-                    storable(letter.content_type),
-                    _properties(letter.properties.items()),
-                    letter.payload,
-                    storable(letter.reason),
-                    storable(letter.detail),
-                    letter.digest,
-                )
-                for letter in sorted(letters, key=lambda letter: letter.digest)
-            ],
-        )
-    await open_alerts(connection, LETTERS_ALERT, {short(letter.gateway): storable(letter.reason) for letter in letters})
-
-
-def _properties(items: Iterable[tuple[str, str]]) -> Jsonb:
-    return Jsonb({storable(name): storable(value) for name, value in items})
-
-
-async def open_alerts(connection: Connection, kind: str, details: dict[str, str]) -> None:
-    """One open alert for each subject; a later reason replaces the one before."""
-    await connection.execute(
-        "INSERT INTO alerts (kind, subject, detail) "
-        "SELECT %s, subject, detail FROM unnest(%s::text[], %s::text[]) AS a(subject, detail) ORDER BY subject "
-        "ON CONFLICT (kind, subject) WHERE closed_at IS NULL DO UPDATE SET detail = excluded.detail "
-        "WHERE alerts.detail <> excluded.detail",
-        (kind, list(details), list(details.values())),
-    )

@@ -1,4 +1,4 @@
-"""What waits: parked messages until their device is bound, dead letters until somebody looks at them.
+"""What waits is settled: parked messages when their device is bound, dead letters when somebody drives them again.
 
 The row itself is the token of exactly one count: whoever removes it (or marks it as re-driven) counts the points,
 in the same transaction. Writing the points to the time-series store before that, twice if need be, is harmless.
@@ -7,15 +7,15 @@ in the same transaction. Writing the points to the time-series store before that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from psycopg.types.json import Jsonb
-
+from cloud_sync.registry import dead_letters, losses
 from cloud_sync.registry.database import Connection
-from cloud_sync.registry.entries import DeadLetter, Part, storable
+from cloud_sync.registry.dead_letters import LETTERS_ALERT
+from cloud_sync.registry.entries import DeadLetter, LossCommit, Part
 from cloud_sync.registry.instants import NS_PER_US, us_of_instant
-from cloud_sync.registry.ledger import LETTERS_ALERT, PARKED_ALERT, count_points, open_alerts
+from cloud_sync.registry.ledger import PARKED_ALERT, count_points, lock_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +62,6 @@ class ParkedDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter as it is kept."""
-
-    id: int
-    gateway: str
-    topic: str
-    content_type: str
-    properties: Mapping[str, str]
-    payload: bytes
-    reason: str
-    detail: str
-    received_at: datetime
-    redriven_at: datetime | None
-    repeats: int
-
-
-@dataclass(frozen=True, slots=True)
 class Counts:
     """What an operator looks at first."""
 
@@ -114,40 +97,64 @@ async def settle_parked(connection: Connection, ids: Sequence[int], parts: Seque
 
     An id that is gone was settled by somebody else: its points are not counted again.
     """
-    return await _settle(
-        connection,
-        "DELETE FROM parked_messages WHERE id IN "
-        "(SELECT id FROM parked_messages WHERE id = ANY(%s) ORDER BY id FOR UPDATE) RETURNING id, device_serial",
-        PARKED_ALERT,
-        ids,
-        parts,
-    )
-
-
-async def settle_letters(connection: Connection, ids: Sequence[int], parts: Sequence[Sequence[Part]]) -> set[int]:
-    """Mark dead letters as re-driven and count their points; as `settle_parked`, but the letters stay to be read."""
-    return await _settle(
-        connection,
-        "UPDATE dead_letters SET redriven_at = now() WHERE id IN (SELECT id FROM dead_letters WHERE id = ANY(%s) "
-        "AND redriven_at IS NULL ORDER BY id FOR UPDATE) RETURNING id, gateway_id",
-        LETTERS_ALERT,
-        ids,
-        parts,
-    )
-
-
-async def _settle(
-    connection: Connection, statement: str, alert: str, ids: Sequence[int], parts: Sequence[Sequence[Part]]
-) -> set[int]:
     of = dict(zip(ids, parts, strict=True))
     if not of:
         return set()
     async with connection.transaction():
-        cursor = await connection.execute(statement.encode(), (list(of),))
+        cursor = await connection.execute(
+            "DELETE FROM parked_messages WHERE id IN "
+            "(SELECT id FROM parked_messages WHERE id = ANY(%s) ORDER BY id FOR UPDATE) RETURNING id, device_serial",
+            (list(of),),
+        )
         settled = {int(row[0]): str(row[1]) for row in await cursor.fetchall()}
         await count_points(connection, [(part, None) for ident in settled for part in of[ident]])
-        await _close_alerts(connection, alert, sorted(set(settled.values())))
+        await _close_alerts(connection, PARKED_ALERT, sorted(set(settled.values())))
     return set(settled)
+
+
+async def settle_letter(connection: Connection, ident: int, parts: Sequence[Part], *, is_done: bool = True) -> bool:
+    """Count what is not yet counted of a claimed letter's points, and mark it as re-driven where that `is_done`.
+
+    `parts`: all of its points that are stored. False where it waits no more: somebody else counted them.
+    """
+    async with connection.transaction():
+        counted = await dead_letters.lock_waiting(connection, ident)
+        if counted is None:
+            return False
+        fresh: list[tuple[Part, None]] = []
+        for part in parts:
+            before = counted.get(part.stream_id, 0)
+            if part.point_count > before:
+                fresh.append((replace(part, point_count=part.point_count - before), None))
+                counted[part.stream_id] = part.point_count
+        await count_points(connection, fresh)
+        await dead_letters.note_counted(connection, ident, counted)
+        if is_done:
+            await mark_redriven(connection, ident)
+    return True
+
+
+async def settle_loss(connection: Connection, ident: int, loss: LossCommit) -> bool:
+    """Record the loss that a claimed letter tells of, once; as `settle_letter`."""
+    async with connection.transaction():
+        await lock_rows(connection, [loss])
+        if await dead_letters.lock_waiting(connection, ident) is None:
+            return False
+        await losses.record(connection, [loss])
+        await mark_redriven(connection, ident)
+    return True
+
+
+async def mark_redriven(connection: Connection, ident: int) -> None:
+    """A letter waits no more; it stays to be read."""
+    async with connection.transaction():
+        cursor = await connection.execute(
+            "UPDATE dead_letters SET redriven_at = now() WHERE id = %s AND redriven_at IS NULL RETURNING gateway_id",
+            (ident,),
+        )
+        row = await cursor.fetchone()
+        if row is not None:
+            await _close_alerts(connection, LETTERS_ALERT, [row[0]])
 
 
 async def bury_parked(connection: Connection, ident: int, reason: str, detail: str = "") -> bool:
@@ -155,31 +162,21 @@ async def bury_parked(connection: Connection, ident: int, reason: str, detail: s
     async with connection.transaction():
         cursor = await connection.execute(
             "DELETE FROM parked_messages WHERE id = %s "
-            "RETURNING device_serial, gateway_id, topic, content_type, properties, payload",
+            "RETURNING device_serial, gateway_id, topic, content_type, properties, payload, first_at, last_at",
             (ident,),
         )
         row = await cursor.fetchone()
         if row is None:
             return False
-        device, gateway, topic, content_type, properties, payload = row
-        letter = DeadLetter(gateway, topic, content_type, payload, reason, detail)
-        await connection.execute(
-            "INSERT INTO dead_letters (gateway_id, topic, content_type, properties, payload, reason, detail, digest) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
-            "ON CONFLICT (digest) WHERE redriven_at IS NULL DO UPDATE SET repeats = dead_letters.repeats + 1",
-            (
-                gateway,
-                topic,
-                content_type,
-                Jsonb(properties),
-                payload,
-                storable(reason),
-                storable(detail),
-                letter.digest,
-            ),
+        device, gateway, topic, content_type, properties, payload, first_at, last_at = row
+        letter = DeadLetter(
+            *(gateway, topic, content_type, payload, reason, detail),
+            properties=properties,
+            is_claimed=True,
+            left_at=(first_at, last_at),
         )
+        await dead_letters.bury(connection, [letter])
         await _close_alerts(connection, PARKED_ALERT, [device])
-        await open_alerts(connection, LETTERS_ALERT, {gateway: storable(reason)})
     return True
 
 
@@ -212,28 +209,6 @@ async def parked_devices(connection: Connection, limit: int = 1000) -> list[Park
         (limit,),
     )
     return [ParkedDevice(*row) for row in await cursor.fetchall()]
-
-
-_LETTERS = (
-    b"SELECT id, gateway_id, topic, content_type, properties, payload, reason, detail, received_at, redriven_at, "
-    b"repeats FROM dead_letters "
-)
-
-
-async def list_letters(connection: Connection, limit: int, *, with_redriven: bool = False) -> list[Letter]:
-    """Dead letters, the newest first."""
-    cursor = await connection.execute(
-        _LETTERS + b"WHERE redriven_at IS NULL OR %s ORDER BY id DESC LIMIT %s",
-        (with_redriven, limit),
-    )
-    return [Letter(*row) for row in await cursor.fetchall()]
-
-
-async def find_letter(connection: Connection, ident: int) -> Letter | None:
-    """One dead letter, None where there is none of that id."""
-    cursor = await connection.execute(_LETTERS + b"WHERE id = %s", (ident,))
-    row = await cursor.fetchone()
-    return None if row is None else Letter(*row)
 
 
 async def counts(connection: Connection) -> Counts:

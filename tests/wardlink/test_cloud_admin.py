@@ -7,15 +7,19 @@ import asyncio
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from cloud_sync.registry import gap_rows
 from cloud_sync.registry.database import Database
+from cloud_sync.registry.entries import BlockCommit, LossCommit, Span
 from cloud_sync.registry.ledger import Batch, BlockKey, DeadLetter, ParkedBlock, commit
 from cloud_sync.registry.migrations import sql_folder
 from gateway.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, WardlinkError
+from gateway.samples import LossCause, LossRecord
 from wardlink.admin_commands import moment
 from wardlink.cloud_admin import add_commands
 from wardlink.terminal import show_error
@@ -143,6 +147,10 @@ MISTAKES = [
     ("template add --org st-anna --signal eeg --bucket b --measurement _m", EXIT_CONFIG, "no leading underscore"),
     ("binding tag 1 a=b", EXIT_CONFIG, "no binding 1"),
     ("letters show 1", EXIT_CONFIG, "letters list"),
+    ("alerts ack 1", EXIT_CONFIG, "alerts list"),
+    ("alerts close 1 2", EXIT_CONFIG, "no open alert 1, 2"),
+    ("gaps --cause theft", EXIT_CONFIG, "transport"),
+    ("gaps --since yesterday", EXIT_CONFIG, "2025-03-01T14:30:00Z"),
     ("template add --org st-anna --signal eeg --bucket b --tag org_id=1", EXIT_CONFIG, "belong to wardlink"),
 ]
 
@@ -191,6 +199,61 @@ def test_what_waits_is_shown_and_steers_no_terminal(run: Run, ask: Ask, capsys, 
     assert "[/bold] [red]" in shown
 
 
+def test_gaps_are_listed_by_what_they_are(run: Run, ask: Ask, capsys, database: str) -> None:
+    assert run("migrate") == EXIT_OK
+    noon = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    noon_ns = int(noon.timestamp()) * 10**9
+    day = 86_400 * 10**9
+    key, lost = BlockKey("STRAP-1", "vital_signs", "e1"), BlockKey("STRAP-1", "loss", "e1")
+    shed = LossRecord("STRAP-1", "vital_signs", LossCause.SHED, noon_ns, noon_ns + day, 40, (4, 7))
+    radio = LossRecord("CYTON-1", "eeg", LossCause.RADIO, noon_ns - day, noon_ns - day, 250)
+
+    async def receive() -> None:
+        blocks = [BlockCommit("gw", key, n, (), span=Span(noon_ns + n, noon_ns + n, 10)) for n in (0, 3)]
+        losses = [LossCommit("gw", lost, 0, shed), LossCommit("gw", replace(lost, device="CYTON-1"), 0, radio)]
+        async with Database(database) as opened, opened.connection() as connection:
+            await commit(connection, Batch(blocks=blocks, losses=losses))
+            await gap_rows.review(connection, key)
+            await gap_rows.watch(connection, timedelta(0))
+
+    asyncio.run(receive())
+
+    def kinds(options: str = "") -> list[tuple[Any, ...]]:
+        return [
+            (row["device"], row["cause"], row["samples"], row["state"], row["blocks"]) for row in ask(f"gaps {options}")
+        ]
+
+    hole = ("STRAP-1", "transport", 20, "open", "1-2")
+    given_up = ("STRAP-1", "shed", 40, "lost", "4-7")
+    never_came = ("CYTON-1", "radio", 250, "lost", None)
+    assert kinds() == [hole, given_up, never_came]
+    assert kinds("--open") == kinds("--cause transport") == kinds("--limit 1") == [hole]
+    assert kinds("--device CYTON-1") == kinds("--signal eeg") == [never_came]
+    assert kinds("--since 2024-05-01T12:00:00.1Z") == [given_up]
+    assert kinds("--device NOBODY") == []
+    sums = {(row["device"], row["cause"]): (row["lost"], row["open"], row["estimated"]) for row in ask("gaps --sum")}
+    assert sums == {
+        ("CYTON-1", "radio"): (250, 0, 0),
+        ("STRAP-1", "shed"): (40, 0, 0),
+        ("STRAP-1", "transport"): (0, 20, 0),
+    }
+    assert run("gaps") == run("gaps --sum") == EXIT_OK
+    assert "STRAP-1" in capsys.readouterr().out
+
+    (alert,) = ask("alerts list")
+    assert (alert["kind"], alert["subject"], alert["acknowledged_at"]) == ("stream_gap", "STRAP-1 vital_signs", None)
+    (acknowledged,) = ask(f"alerts ack {alert['id']}")
+    assert acknowledged["acknowledged_at"]
+    assert ask("alerts list")[0]["acknowledged_by"]
+    asyncio.run(receive())
+    assert len(ask("alerts list --all")) == 1, "an alert that is known is not raised again"
+    assert ask(f"alerts close {alert['id']}")[0]["closed_at"]
+    assert ask("alerts list") == []
+    assert len(ask("alerts list --all")) == 1
+    asyncio.run(receive())
+    assert len(ask("alerts list")) == 1, "its cause lasts"
+
+
 def test_every_command_explains_itself_with_an_example(capsys) -> None:
     root = parser()
     nouns = root._subparsers._group_actions[0].choices  # type: ignore[union-attr]  # argparse has no public way
@@ -198,7 +261,7 @@ def test_every_command_explains_itself_with_an_example(capsys) -> None:
     for noun, group in nouns.items():
         verbs = group._subparsers._group_actions[0].choices if group._subparsers else [None]
         lines += [[noun, verb] if verb else [noun] for verb in verbs]
-    assert len(lines) == 21
+    assert len(lines) == 26
     for words in lines:
         with pytest.raises(SystemExit):
             root.parse_args([*words, "--help"])

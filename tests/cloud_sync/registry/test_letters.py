@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from cloud_sync.registry import letters
+from cloud_sync.registry import dead_letters, letters
 from cloud_sync.registry.ledger import Batch, BlockKey, DeadLetter, ParkedBlock, Part, commit
 
 
@@ -117,7 +118,7 @@ async def test_parked_message_that_is_never_writable_becomes_a_dead_letter(ward)
     async with ward.database.connection() as connection:
         assert await letters.bury_parked(connection, message.id, "refused", "type conflict")
         assert not await letters.bury_parked(connection, message.id, "refused")
-        (letter,) = await letters.list_letters(connection, 10)
+        (letter,) = await dead_letters.list_letters(connection, 10)
     assert (letter.topic, letter.payload, letter.reason, letter.detail) == ("t/0", b"\0", "refused", "type conflict")
     assert await open_alerts(ward) == [("dead_letters", "gw-1")]
 
@@ -127,15 +128,17 @@ async def test_letters_are_listed_shown_and_redriven_once(ward, part) -> None:
     await bury(ward, b"2")
     await bury(ward, b"3", gateway="gw-2")
     async with ward.database.connection() as connection:
-        found = await letters.list_letters(connection, 2)
+        found = await dead_letters.list_letters(connection, 2)
         assert [letter.payload for letter in found] == [b"3", b"2"]
-        assert await letters.find_letter(connection, found[0].id) == found[0]
-        assert await letters.find_letter(connection, 10**6) is None
+        assert await dead_letters.find_letter(connection, found[0].id) == found[0]
+        assert await dead_letters.find_letter(connection, 10**6) is None
         third, second = (letter.id for letter in found)
-        assert await letters.settle_letters(connection, [third, second], [[part], []]) == {third, second}
-        assert await letters.settle_letters(connection, [third], [[part]]) == set()
-        assert [letter.payload for letter in await letters.list_letters(connection, 9)] == [b"1"]
-        again = await letters.list_letters(connection, 9, with_redriven=True)
+        assert await letters.settle_letter(connection, third, [part])
+        assert await letters.settle_letter(connection, second, [])
+        assert not await letters.settle_letter(connection, third, [part])
+        assert [letter.payload for letter in await dead_letters.list_letters(connection, 9)] == [b"1"]
+        assert await dead_letters.waiting_ids(connection) == [second - 1]
+        again = await dead_letters.list_letters(connection, 9, with_redriven=True)
         assert [(letter.payload, letter.redriven_at is None) for letter in again] == [
             *((b"3", False), (b"2", False), (b"1", True))
         ]
@@ -143,12 +146,33 @@ async def test_letters_are_listed_shown_and_redriven_once(ward, part) -> None:
     assert await open_alerts(ward) == [("dead_letters", "gw-1")]
 
 
-async def test_letter_that_comes_again_after_it_was_redriven_waits_again(ward) -> None:
+async def test_only_what_was_not_counted_of_a_letter_is_counted(ward, part) -> None:
+    key = BlockKey("CYTON-1", "eeg", "e")
+    letter = DeadLetter("gw-1", "t", "", b"1", "refused", "", key, 0, (replace(part, point_count=4),))
+    async with ward.database.connection() as connection:
+        await commit(connection, Batch(letters=[letter]))
+        (kept,) = await dead_letters.list_letters(connection, 9)
+        assert kept.is_claimed
+        for stored, total in ((7, 7), (7, 7), (5, 7), (9, 9)):
+            stored_part = replace(part, point_count=stored)
+            assert await letters.settle_letter(connection, kept.id, [stored_part], is_done=False)
+            assert await ward.value("SELECT point_count FROM signal_streams") == total
+        found = await asyncio.gather(*(settle_in_its_own(ward, kept.id, part) for _ in range(6)))
+    assert sum(found) == 1
+    assert await ward.value("SELECT point_count FROM signal_streams") == 10
+
+
+async def settle_in_its_own(ward, ident: int, part: Part) -> bool:
+    async with ward.database.connection() as connection:
+        return await letters.settle_letter(connection, ident, [part])
+
+
+async def test_letter_that_comes_again_after_it_was_redriven_waits_again(ward, part) -> None:
     await bury(ward, b"1", b"1")
     async with ward.database.connection() as connection:
-        (letter,) = await letters.list_letters(connection, 9)
+        (letter,) = await dead_letters.list_letters(connection, 9)
         assert letter.repeats == 1
-        await letters.settle_letters(connection, [letter.id], [[]])
+        await letters.mark_redriven(connection, letter.id)
     await bury(ward, b"1")
     assert await ward.value("SELECT count(*) FROM dead_letters") == 2
     assert await open_alerts(ward) == [("dead_letters", "gw-1")]
