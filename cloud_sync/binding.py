@@ -1,6 +1,7 @@
 """Which stream a sample belongs to: a bounded cache in front of the registry's resolver, and blocks cut at its borders.
 
-The cache lives by the registry's notifications. Knows no store and no broker.
+The cache lives by the registry's notifications, and by its version numbers where a batch begins: a change that is
+committed by then holds for the batch, however late its notification. Knows no store and no broker.
 """
 
 from __future__ import annotations
@@ -8,15 +9,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cloud_sync import points
 from cloud_sync.line_protocol import UnwritableError
-from cloud_sync.registry.binding_rows import UNKNOWN_DEVICE, UNKNOWN_SIGNAL_TYPE, BoundPeriod, Resolution, resolve
-from cloud_sync.registry.database import Database
+from cloud_sync.registry.binding_rows import (
+    UNKNOWN_DEVICE,
+    UNKNOWN_SIGNAL_TYPE,
+    BoundPeriod,
+    Resolution,
+    resolve,
+    versions,
+)
+from cloud_sync.registry.database import Connection, Database
 from gateway.samples import SampleBlock
 
 log = logging.getLogger(__name__)
@@ -69,6 +77,8 @@ class Bindings:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._versions: OrderedDict[str, int] = OrderedDict()
+        """Of the devices that were asked for last: the version that what is known of them is as new as."""
         self.changes = 0
         """Counts notifications: two equal readings mean that no binding changed between them."""
 
@@ -86,6 +96,16 @@ class Bindings:
             return
         for key in [key for key in self._known if key[0] == device]:
             del self._known[key]
+
+    async def refresh(self, connection: Connection, devices: Collection[str]) -> None:
+        """Forget what is not as new as the registry. One small query; what changes after it holds from the next on."""
+        for device, version in (await versions(connection, devices)).items():
+            if self._versions.get(device) != version:
+                self.forget(device)
+            self._versions[device] = version
+            self._versions.move_to_end(device)
+        while len(self._versions) > SIGNALS_MAX:
+            self._versions.popitem(last=False)
 
     async def bind(self, block: SampleBlock, sample_rate_hz: float | None = None) -> Binding:
         """Cut a block into the streams of its samples' times; opens streams by default where the registry does.

@@ -165,8 +165,8 @@ class Intake:
 
     async def _prepare(self) -> _Plan:
         """Decide what each message becomes; of one identity that is there twice the first counts."""
-        plan = _Plan(changes=self._ingest.bindings.changes)
         done = await self._known()
+        plan = _Plan(changes=self._ingest.bindings.changes)
         for delivery in self._deliveries:
             content = delivery.content
             if isinstance(content, Unreadable):
@@ -193,11 +193,12 @@ class Intake:
             plan.blocks.append(_Bound(delivery, block, binding))
 
     async def _known(self) -> set[Identity]:
-        """Identities of the batch that the ledger has."""
+        """Identities of the batch that the ledger has; and the bindings of its devices are as the registry has them."""
         asked = [(key, sequence) for _, key, sequence in self._counted()]
         if not asked:
             return set()
         async with self._ingest.database.connection() as connection:
+            await self._ingest.bindings.refresh(connection, {key.device for key, _ in asked})
             return await ledger.known(connection, asked)
 
     async def _note_presence(self) -> None:

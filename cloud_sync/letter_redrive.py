@@ -116,6 +116,8 @@ class LetterRedrive:
             if start == stop:
                 return Redriven(letter.id, is_done=False, result="none of its samples is in the span that is left")
             samples = samples.part(start, stop)
+        async with self._database.connection() as connection:
+            await self._bindings.refresh(connection, [samples.device])
         binding = await self._bindings.bind(samples)
         if binding.waiting is not None:
             return Redriven(letter.id, is_done=False, result=f"{len(binding.waiting)} samples: {binding.reason}")

@@ -85,6 +85,7 @@ class Redrive:
         while True:
             async with self._database.connection() as connection:
                 messages = await letters.take_parked(connection, device, MESSAGES_MAX, after)
+                await self._bindings.refresh(connection, [device])
             if not messages:
                 break
             after = messages[-1]

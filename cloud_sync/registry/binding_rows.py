@@ -6,7 +6,7 @@ patient wore the device and nobody opened one. Borders follow the rule of `insta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -27,6 +27,8 @@ UNKNOWN_DEVICE = "unknown device"
 NO_OWNER = "device has no owner at that time"
 UNKNOWN_SIGNAL_TYPE = "unknown signal type"
 NO_BINDING = "no binding"
+EVERY_DEVICE = "*"
+"""Counts the changes that may touch any device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,17 @@ async def resolve(
         if stream.id in targets
     )
     return Resolution(periods, unbound)
+
+
+async def versions(connection: Connection, serials: Collection[str]) -> dict[str, int]:
+    """A number for each device that is another after every committed change of its bindings."""
+    cursor = await connection.execute(
+        "SELECT device_serial, version FROM binding_versions WHERE device_serial = ANY(%s)",
+        ([*serials, EVERY_DEVICE],),
+    )
+    found: dict[str, int] = dict(await cursor.fetchall())
+    everywhere = found.get(EVERY_DEVICE, 0)
+    return {serial: everywhere + found.get(serial, 0) for serial in serials}
 
 
 STREAMS_IN_SPAN = """

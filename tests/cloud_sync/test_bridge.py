@@ -11,6 +11,7 @@ import cbor2
 import numpy as np
 import pytest
 
+from cloud_sync.binding import Bindings
 from cloud_sync.registry import admin, stream_admin
 from gateway.samples import BRAIN_STATE_FIELDS, LossCause, LossRecord, SampleBlock
 from gateway.wire import codec, topics
@@ -363,6 +364,34 @@ async def test_a_changed_tag_holds_from_the_next_block_on(chain: Any) -> None:
         await gateway.send(chain.vitals(first_ns=chain.noon_ns + 10**10, n=1), 1)
         await gateway.until_receipted("STRAP-1", "vital_signs", 1)
     assert [point.get("monitor_brand") for point in await chain.points("vital_signs")] == [None] * 5 + ["Philips"]
+
+
+async def test_a_change_holds_for_the_next_block_though_its_notification_is_still_on_its_way(
+    chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Bindings, "listen", never)
+    await chain.start()
+    brands = [f"brand-{n}" for n in range(6)]
+    async with chain.gateway() as gateway:
+        await gateway.send(chain.vitals(n=1), 0)
+        await gateway.until_receipted("STRAP-1", "vital_signs", 0)
+        binding = await chain.value("SELECT id FROM timeseries_binding")
+        for number, brand in enumerate(brands, 1):
+            async with chain.registry.connection() as connection:
+                await stream_admin.add_tag(connection, binding, "monitor_brand", brand)
+            await gateway.send(chain.vitals(first_ns=chain.noon_ns + number * 10**9, n=1), number)
+            await gateway.until_receipted("STRAP-1", "vital_signs", number)
+        async with chain.registry.connection() as connection:
+            await admin.assign_device(connection, "STRAP-1", "B", since=at(chain.noon_ns + 50 * 10**9))
+        await gateway.send(chain.vitals(first_ns=chain.noon_ns + 60 * 10**9, n=1), 9)
+        await gateway.until_receipted("STRAP-1", "vital_signs", 9)
+    points = await chain.points("vital_signs")
+    assert [point.get("monitor_brand") for point in points] == [None, *brands, None]
+    patients = dict(await chain.rows("SELECT id::text, code FROM patients"))
+    assert [patients[point["patient_id"]] for point in points] == [*"AAAAAAA", "B"]
 
 
 async def test_the_bridge_says_when_it_is_there_and_when_not(chain: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud_sync.registry import gap_rows
 from cloud_sync.registry.database import Database
 from cloud_sync.registry.migrations import migrate, read_migrations, sql_folder, status, verify
 from gateway.errors import ConfigError, RefusedError, UnavailableError, WardlinkError
@@ -108,3 +109,57 @@ def test_folder_with_wrong_names(folder: Path, name: str, said: str) -> None:
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no migrations there"):
         read_migrations(tmp_path)
+
+
+OLD_LEDGER = """
+    INSERT INTO ledger (device_serial, signal, epoch, gateway_id, committed) VALUES
+        ('D', 'eeg', 'whole', 'g', '{[0,9)}'), ('D', 'eeg', 'holed', 'g', '{[0,2),[6,9)}'),
+        ('D', 'ppg', 'one', 'g', '{[4,5)}'), ('D', 'ecg', 'none', 'g', '{}');
+    INSERT INTO stream_gaps (device_serial, signal, gateway_id, cause, first_at, last_at, closed_at, sample_count,
+                             sequences) VALUES
+        ('D', 'eeg', 'g', 'shed', now(), now(), now(), 10, '[2,4)'),
+        ('D', 'ppg', 'g', 'shed', now(), now(), now(), 5, '[1,2)'),
+        ('D', 'eeg', 'g', 'radio', now(), now(), now(), 7, NULL);
+    INSERT INTO dead_letters (topic, payload, reason, digest) VALUES ('t', 'x', 'old', sha256('x'));
+    INSERT INTO alerts (kind, subject) VALUES ('parked_data', 'D');
+"""
+
+
+async def test_a_registry_from_before_the_gaps_keeps_its_data_and_learns_its_holes(
+    empty: Database, folder: Path
+) -> None:
+    later = [folder / name for name in FILES[5:]]
+    texts = [file.read_text() for file in later]
+    for file in later:
+        file.unlink()
+    await migrate(empty, folder)
+    async with empty.connection() as connection:
+        await connection.execute(OLD_LEDGER)
+    for file, text in zip(later, texts, strict=True):
+        file.write_text(text)
+    assert [state.name for state in await migrate(empty, folder)] == FILES[5:]
+    async with empty.connection() as connection:
+        rows = await connection.execute(
+            "SELECT epoch, committed::text, lost::text, missing::int, review_due FROM ledger ORDER BY epoch"
+        )
+        assert await rows.fetchall() == [
+            ("holed", "{[0,2),[6,9)}", "{[2,4)}", 2, True),
+            ("none", "{}", "{}", 0, False),
+            ("one", "{[4,5)}", "{[1,2)}", 3, True),
+            ("whole", "{[0,9)}", "{}", 0, False),
+        ]
+        rows = await connection.execute("SELECT signal, epoch, outcome, sample_count::int FROM stream_gaps ORDER BY id")
+        assert await rows.fetchall() == [("eeg", None, "lost", 10), ("ppg", "one", "lost", 5), ("eeg", None, "lost", 7)]
+        letters = await connection.execute("SELECT payload, is_claimed, counted FROM dead_letters")
+        assert await letters.fetchall() == [(b"x", None, {})]
+        for key in await gap_rows.due(connection, 10):
+            await gap_rows.review(connection, key)
+        rows = await connection.execute(
+            "SELECT signal, epoch, sequences::text, sample_count::int FROM stream_gaps WHERE outcome IS NULL "
+            "ORDER BY 1, 3"
+        )
+        assert await rows.fetchall() == [
+            ("eeg", "holed", "[4,6)", 2),
+            ("ppg", "one", "[0,1)", 1),
+            ("ppg", "one", "[2,4)", 2),
+        ]
