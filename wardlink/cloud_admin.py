@@ -11,11 +11,14 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
-from cloud_sync.registry import admin, letters, migrations, stream_admin
+from cloud_sync.registry import admin, books, letters, migrations, stream_admin
 from cloud_sync.registry.database import Connection, Database
-from gateway.errors import EXIT_OK, ConfigError
+from gateway.errors import EXIT_OK, ConfigError, RefusedError
 from wardlink import gap_commands, letter_commands
 from wardlink.admin_commands import ROWS_MAX, Group, Subparsers, command, limit, moment, rate, say, say_list, tag
+
+SHOWN_MAX = 5
+"""Sequences that an error names."""
 
 
 def add_commands(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
@@ -35,7 +38,14 @@ def add_commands(subparsers: Subparsers, common: argparse.ArgumentParser) -> Non
 def _add_schema(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
     command(subparsers, common, "migrate", _migrate, "bring the database's schema up to this version", "migrate")
     command(subparsers, common, "status", _status, "show the schema's state and what waits", "status", "status --json")
-    command(subparsers, common, "verify", _verify, "check that the schema is this version's, unchanged", "verify")
+    command(
+        subparsers,
+        common,
+        "verify",
+        _verify,
+        "check that the schema is this version's, unchanged, and that the ledger adds up",
+        "verify",
+    )
 
 
 _MIGRATION_COLUMNS = ("version", "name", "sha256", "applied_at")
@@ -77,7 +87,15 @@ async def _status(args: argparse.Namespace, conninfo: str) -> int:
 async def _verify(args: argparse.Namespace, conninfo: str) -> int:
     async with Database(conninfo, pool_size=1) as database:
         states = await migrations.verify(database)
-    return say(args, _MIGRATION_COLUMNS, _migration_rows(states, args), "all applied and unchanged")
+        async with database.connection() as connection:
+            wrong = await books.inconsistent(connection)
+    say(args, _MIGRATION_COLUMNS, _migration_rows(states, args), "all applied and unchanged")
+    if wrong:
+        raise RefusedError(
+            f"the ledger contradicts itself for {len(wrong)} of its sequences: {', '.join(wrong[:SHOWN_MAX])}",
+            hint="committed, lost and missing sequences do not add up: was the table changed by hand?",
+        )
+    return EXIT_OK
 
 
 # --- organisations and patients

@@ -1,17 +1,18 @@
-"""`wardlink cloud gaps|alerts …`: what is missing and why, and what somebody should know of."""
+"""`wardlink cloud gaps|books|alerts …`: what is missing and why, and what somebody should know of."""
 
 from __future__ import annotations
 
 import argparse
 import getpass
 
-from cloud_sync.registry import alerts, gap_admin
+from cloud_sync.registry import alerts, books, gap_admin
 from cloud_sync.registry.database import Connection
+from gateway.errors import EXIT_FAILURE, EXIT_OK
 from wardlink.admin_commands import ROWS_MAX, Group, Subparsers, command, limit, moment, on_connection, say_list
 
 
 def add_commands(subparsers: Subparsers, common: argparse.ArgumentParser) -> None:
-    """Add `gaps` and `alerts`."""
+    """Add `gaps`, `books` and `alerts`."""
     parser = command(
         subparsers,
         common,
@@ -28,6 +29,18 @@ def add_commands(subparsers: Subparsers, common: argparse.ArgumentParser) -> Non
     parser.add_argument("--since", type=moment, metavar="TIME", help="only with samples of then or later")
     parser.add_argument("--cause", choices=gap_admin.CAUSES, help="of this cause only")
     parser.add_argument("--sum", action="store_true", help="samples by device, signal and cause instead of single gaps")
+    parser.add_argument("--limit", type=limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
+
+    parser = command(
+        subparsers,
+        common,
+        "books",
+        on_connection(_books),
+        "what each signal of a device has produced, and where it is; 1 if the ledger contradicts itself",
+        "books",
+        "books --device CYTON-0042 --json",
+    )
+    parser.add_argument("--device", metavar="SERIAL", help="of this device only")
     parser.add_argument("--limit", type=limit, default=ROWS_MAX, help="rows at most (default: %(default)s)")
 
     group = Group(subparsers, common, "alerts", "what somebody should know of")
@@ -48,6 +61,13 @@ async def _gaps(args: argparse.Namespace, connection: Connection) -> int:
     rows = await gap_admin.gaps(connection, chosen, args.limit)
     columns = "device signal cause first_at last_at samples is_estimated state opened_at closed_at epoch blocks gateway"
     return say_list(args, rows, columns, "gaps")
+
+
+async def _books(args: argparse.Namespace, connection: Connection) -> int:
+    rows = await books.books(connection, device=args.device, limit=args.limit)
+    columns = "device signal produced received stored parked lost elsewhere open missing_blocks is_consistent"
+    say_list(args, rows, columns, "samples")
+    return EXIT_OK if all(row["is_consistent"] for row in rows) else EXIT_FAILURE
 
 
 _ALERT_COLUMNS = "id kind subject detail opened_at acknowledged_at acknowledged_by closed_at"

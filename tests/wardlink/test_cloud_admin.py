@@ -240,6 +240,14 @@ def test_gaps_are_listed_by_what_they_are(run: Run, ask: Ask, capsys, database: 
     assert run("gaps") == run("gaps --sum") == EXIT_OK
     assert "STRAP-1" in capsys.readouterr().out
 
+    known = ("device", "signal", "produced", "received", "lost", "open", "missing_blocks", "is_consistent")
+    assert [tuple(row[name] for name in known) for row in ask("books")] == [
+        ("CYTON-1", "eeg", 250, 0, 250, 0, 0, True),
+        ("STRAP-1", "vital_signs", 60, 20, 40, 20, 2, True),
+    ]
+    assert len(ask("books --device STRAP-1")) == 1
+    assert run("verify") == EXIT_OK
+
     (alert,) = ask("alerts list")
     assert (alert["kind"], alert["subject"], alert["acknowledged_at"]) == ("stream_gap", "STRAP-1 vital_signs", None)
     (acknowledged,) = ask(f"alerts ack {alert['id']}")
@@ -253,6 +261,16 @@ def test_gaps_are_listed_by_what_they_are(run: Run, ask: Ask, capsys, database: 
     asyncio.run(receive())
     assert len(ask("alerts list")) == 1, "its cause lasts"
 
+    async def spoil() -> None:
+        async with Database(database) as opened, opened.connection() as connection:
+            await connection.execute(
+                "UPDATE ledger SET missing = 1 WHERE device_serial = 'STRAP-1' AND signal <> 'loss'"
+            )
+
+    asyncio.run(spoil())
+    assert run("books") == run("verify") == EXIT_FAILURE
+    assert "STRAP-1 vital_signs e1" in capsys.readouterr().err
+
 
 def test_every_command_explains_itself_with_an_example(capsys) -> None:
     root = parser()
@@ -261,7 +279,7 @@ def test_every_command_explains_itself_with_an_example(capsys) -> None:
     for noun, group in nouns.items():
         verbs = group._subparsers._group_actions[0].choices if group._subparsers else [None]
         lines += [[noun, verb] if verb else [noun] for verb in verbs]
-    assert len(lines) == 26
+    assert len(lines) == 27
     for words in lines:
         with pytest.raises(SystemExit):
             root.parse_args([*words, "--help"])
