@@ -24,7 +24,7 @@ test: setup-test ## the whole test suite; ARGS go to pytest
 faults: setup-test ## the long form of the fault rigs: power cuts, failing disks, damage, hours of work
 	@WARDLINK_LONG=1 $(VENV)/bin/python -m pytest -m faults $(ARGS)
 
-bench: ## how far ahead of its peers it is, as a table and as build/bench.json; ONLY=kernels, devices, durability or losses
+bench: ## how far ahead of its peers it is, as a table and as build/bench.json; ONLY=kernels, devices, durability, losses or bridge
 	@sh .ci/setup dev,bench
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python tests/bench/run.py $(ONLY)
 

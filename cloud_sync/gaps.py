@@ -35,22 +35,25 @@ class GapReview:
         while True:
             try:
                 await self.look()
-            except UnavailableError as error:
-                log.info("gaps are not reviewed for now: %s", error)
+            except (UnavailableError, RefusedError) as error:
+                log.warning("gaps are not reviewed for now: %s", error)
             await asyncio.sleep(INTERVAL_S)
 
     async def look(self) -> int:
         """Review what changed; how many ledger rows that were. Raises `UnavailableError`."""
         async with self._database.connection() as connection:
-            for key in await gap_rows.mark_gone(connection):
-                log.warning("device %s, %s: the gateway holds nothing of epoch %s any more", *_named(key))
+            gone = await gap_rows.mark_gone(connection)
             keys = await gap_rows.due(connection, KEYS_MAX, self._after)
-            for key in keys:
-                try:
+        for key in gone:
+            log.warning("device %s, %s, epoch %s: its gateway holds nothing of it any more", *_named(key))
+        self._after = keys[-1] if len(keys) == KEYS_MAX else None
+        for key in keys:
+            try:
+                async with self._database.connection() as connection:
                     await gap_rows.review(connection, key)
-                except RefusedError as error:
-                    log.error("device %s, %s, epoch %s: its gaps stay as they are: %s", *_named(key), error)
-            self._after = keys[-1] if len(keys) == KEYS_MAX else None
+            except RefusedError as error:
+                log.error("device %s, %s, epoch %s: its gaps stay as they are: %s", *_named(key), error)
+        async with self._database.connection() as connection:
             await gap_rows.watch(connection, self._alert_after)
         return len(keys)
 

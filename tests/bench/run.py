@@ -22,6 +22,7 @@ GROUPS = {
     "devices": ("time_axis", "gateway_load"),
     "durability": ("uplink",),
     "losses": ("losses",),
+    "bridge": ("ledger",),
 }
 OUTPUT = Path("build/bench.json")
 PIPE_COLUMNS = 160

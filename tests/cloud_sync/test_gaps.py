@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from cloud_sync.registry import gap_rows
+from cloud_sync.registry.entries import BlockKey
 from gateway.samples import LossCause, LossRecord
 from gateway.wire import topics
 from gateway.wire.messages import ReceiptRequest, WantedRange
@@ -110,6 +114,28 @@ async def test_a_gap_that_stays_open_is_alerted_after_the_configured_time(chain:
         await send(chain, gateway, 1, 2)
         await chain.bridge.gaps.look()
     assert await chain.value("SELECT closed_at IS NOT NULL FROM alerts")
+
+
+async def test_one_row_that_cannot_be_reviewed_stops_no_other(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    review = gap_rows.review
+
+    async def picky(connection: Any, key: BlockKey) -> None:
+        if key.device == "CYTON-1":
+            await connection.execute("SELECT 1/0")
+        await review(connection, key)
+
+    monkeypatch.setattr(gap_rows, "review", picky)
+    await chain.start()
+    async with chain.gateway() as gateway:
+        await gateway.send(chain.eeg(), 1)
+        await send(chain, gateway, 1)
+        await gateway.until_receipted("CYTON-1", "eeg", 1)
+        assert await chain.bridge.gaps.look() == 2
+        assert await chain.rows("SELECT device_serial FROM stream_gaps") == [("STRAP-1",)]
+        await chain.bridge.gaps.look()
+        monkeypatch.setattr(gap_rows, "review", review)
+        await chain.bridge.gaps.look()
+    assert await chain.count("stream_gaps") == 2
 
 
 async def test_a_bridge_reviews_by_itself(chain: Any) -> None:
