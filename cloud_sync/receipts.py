@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from msgspec import UNSET, UnsetType
+
 from cloud_sync.registry.entries import BlockKey, Ranges
 from gateway.mqtt import Outbound
 from gateway.wire import control, topics
@@ -18,7 +20,9 @@ ENTRIES_MAX = 500
 ANSWER_RANGES_MAX = 4 * RANGES_MAX
 """Ranges of one answer, about 400 KB in a few messages: a ledger of alternating sequences has any number of them."""
 
-Entry = tuple[BlockKey, Ranges]
+Asked = tuple[int, int]
+"""Between these sequences an answer is complete."""
+Entry = tuple[BlockKey, Ranges, Asked | None]
 Wanted = tuple[BlockKey, int, int]
 """Inclusive first and last sequence."""
 
@@ -42,7 +46,7 @@ def receipts(committed: Iterable[tuple[str, BlockKey, int]]) -> list[Receipt]:
     return [
         receipt
         for gateway, of in sequences.items()
-        for receipt in _receipts(gateway, [(key, merged(some)) for key, some in of.items()])
+        for receipt in _receipts(gateway, [(key, merged(some), None) for key, some in of.items()])
     ]
 
 
@@ -59,9 +63,11 @@ def answer(gateway: str, wanted: Sequence[Wanted], committed: Sequence[Ranges]) 
     """
     entries: list[Entry] = []
     left = ANSWER_RANGES_MAX
-    for (key, _, _), ranges in zip(wanted, committed, strict=True):
-        entries.append((key, ranges[:left]))
-        left -= len(entries[-1][1])
+    for (key, first, last), ranges in zip(wanted, committed, strict=True):
+        told = ranges[:left]
+        asked = (first, last) if len(told) == len(ranges) else (first, told[-1][1]) if told else None
+        entries.append((key, told, asked))
+        left -= len(told)
     return list(_receipts(gateway, entries))
 
 
@@ -74,11 +80,11 @@ def outbound(receipt: Receipt) -> Outbound:
 def _receipts(gateway: str, entries: Sequence[Entry]) -> Iterator[Receipt]:
     content: list[CommittedRanges] = []
     ranges_left = RANGES_MAX
-    for key, ranges in entries:
+    for key, ranges, asked in entries:
         start = 0
         while True:
             some = ranges[start : start + ranges_left]
-            content.append(CommittedRanges(key.device, key.signal, key.epoch, some))
+            content.append(CommittedRanges(key.device, key.signal, key.epoch, some, _part(asked, ranges, start, some)))
             ranges_left -= len(some)
             start += len(some)
             if len(content) == ENTRIES_MAX or ranges_left == 0:
@@ -88,6 +94,15 @@ def _receipts(gateway: str, entries: Sequence[Entry]) -> Iterator[Receipt]:
                 break
     if content:
         yield _receipt(gateway, content)
+
+
+def _part(asked: Asked | None, ranges: Ranges, start: int, some: Ranges) -> Asked | UnsetType:
+    """Between which sequences a part of an entry's ranges is complete."""
+    if asked is None:
+        return UNSET
+    first = ranges[start - 1][1] + 1 if start else asked[0]
+    last = some[-1][1] if start + len(some) < len(ranges) else asked[1]
+    return (first, last) if first <= last else UNSET
 
 
 def _receipt(gateway: str, content: list[CommittedRanges]) -> Receipt:

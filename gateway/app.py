@@ -25,7 +25,9 @@ from gateway.service import Service, install_signals
 from gateway.settings import Device, Settings
 from gateway.signal import features
 from gateway.signal.features import Features
+from gateway.spool import sealed
 from gateway.spool.outbox import Limits, Outbox
+from gateway.spool.sealed import SealedStore
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Store
 from gateway.timekeeper import Timekeeper
@@ -339,9 +341,26 @@ def _make_live(chosen: Settings) -> RedisLive | None:
 
 
 def make_store(chosen: Settings, *, read_only: bool = False) -> Store:
-    """The store that the settings name; nothing is opened yet."""
+    """The store that the settings name; nothing is opened yet. Raises `ConfigError` for its credentials."""
+    spool = chosen.spool
+    text = config.required_secret(sealed.CREDENTIAL, "spool.encrypt") if spool.encrypt else _former_key()
+    key = sealed.key_of(text) if text else None
+    return SealedStore(_inner_store(chosen, read_only=read_only), key, seals=spool.encrypt)
+
+
+def _former_key() -> str | None:
+    """What was sealed before `spool.encrypt` was turned off still needs its key."""
+    return config.secret(sealed.CREDENTIAL)
+
+
+def _inner_store(chosen: Settings, *, read_only: bool) -> Store:
     if chosen.spool.backend == "sqlite":
-        return SqliteStore(chosen.outbox_path, read_only=read_only)
+        return SqliteStore(
+            chosen.outbox_path,
+            read_only=read_only,
+            free_bytes_min=chosen.spool.free_bytes_min,
+            reserve_bytes=chosen.spool.reserve_bytes,
+        )
     from gateway.spool.redis_store import RedisStore  # noqa: PLC0415 - a gateway without Redis need not load it
 
     assert chosen.spool.redis_url is not None

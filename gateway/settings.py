@@ -50,6 +50,12 @@ class Spool(Section, frozen=True):
     commit_interval_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
     commit_blocks: Annotated[int, Meta(ge=1, le=4096)] = 64
     bytes_max: Annotated[int, Meta(ge=1 << 20)] = 4 << 30
+    free_bytes_min: Annotated[int, Meta(ge=0)] = 64 << 20
+    """SQLite: the outbox grows no further where less of its disk would be free."""
+    reserve_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] = 8 << 20
+    """SQLite: a file that is deleted when the disk is full all the same; twice its log fits into it."""
+    encrypt: bool = False
+    """Seal every record with the key in the credential `spool-key`."""
 
 
 class Uplink(Section, frozen=True):

@@ -55,7 +55,9 @@ class Run:
             self.first_ns + (self.last_ns - self.first_ns) * (number - self.first) // self.blocks
             for number in (first, last + 1)
         )
-        share = self.samples * (last - first + 1) // self.blocks if samples is None else samples
+        share = samples
+        if share is None:
+            share = self.samples * (last - first + 1) // self.blocks
         first_ns = self.first_ns if first == self.first else start
         last_ns = self.last_ns if last == self.last else max(stop - 1, first_ns)
         return replace(self, first=first, last=last, samples=share, first_ns=first_ns, last_ns=last_ns)
@@ -136,6 +138,23 @@ class Marks:
             for run in runs:
                 suspects += [suspect(key, part) for part in _without(run, there)]
         return suspects
+
+    def agreed(self, found: Marks) -> Marks:
+        """What stands here and was found, with the numbers that stand here, as a damaged row gives others; and the rest."""
+        runs: dict[EpochKey, list[Run]] = {}
+        for key in {**self.runs, **found.runs}:
+            mine, there = self.runs.get(key, []), found.runs.get(key, [])
+            parts = [part for run in there for part in _without(run, mine)]
+            for run in mine:
+                after = run.first
+                for gap in [*_without(run, there), None]:
+                    last = gap.first - 1 if gap else run.last
+                    if after <= last:
+                        parts.append(run.part(after, last))
+                    after = gap.last + 1 if gap else after
+            if parts:
+                runs[key] = _all_joined(sorted(parts, key=attrgetter("first")))
+        return Marks(runs, dict(self.tallies))
 
     def encode(self, size_max: int) -> bytes:
         """A few hundred bytes; where they would be more than there is room for, only the newest runs are in them."""
@@ -232,6 +251,14 @@ def _without(run: Run, there: Sequence[Run]) -> Iterator[Run]:
         share = run.samples // run.blocks * number if run.even else rest * number // blocks
         rest, blocks = rest - share, blocks - number
         yield run.part(first, last, share)
+
+
+def _all_joined(runs: Sequence[Run]) -> list[Run]:
+    joined: list[Run] = []
+    for run in runs:
+        both = _joined(joined[-1], run, exact=True) if joined else None
+        joined[-1:] = [both] if both else [*joined[-1:], run]
+    return joined
 
 
 def _joined(before: Run, after: Run, *, exact: bool) -> Run | None:

@@ -175,7 +175,7 @@ class Outbox:
             if len(found) < wanted:
                 break
             last = found[-1]
-            after = last.id if isinstance(last, StoredRow) else last.held.id
+            after = last.held.id
         return rows
 
     async def stamp(self, final: Final, limit: int) -> int:

@@ -67,11 +67,11 @@ class Evidence:
         return cls(path, read_log(path))
 
     @classmethod
-    def set_aside(cls, path: Path) -> Evidence:
-        """Give a damaged file and its log another name. Raises `OSError`."""
+    def set_aside(cls, path: Path, log_bytes: bytes) -> Evidence:
+        """Give a damaged file and its log another name; the log as it was before. Raises `OSError`."""
         name = f"{path.name}{DAMAGED}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         log.error("outbox %s is damaged: it is kept as %s, and what is intact in it goes into a new one", path, name)
-        evidence = cls(path.with_name(name), read_log(path), is_aside=True)
+        evidence = cls(path.with_name(name), log_bytes, is_aside=True)
         path.rename(evidence.path)
         with contextlib.suppress(FileNotFoundError):
             log_of(path).rename(log_of(evidence.path))
@@ -167,7 +167,6 @@ def found(db: sqlite3.Connection) -> Found:
         here.rows += 1
         here.size += size
         here.last_id = max(here.last_id, number)
-    here.marks.bound()
     return here
 
 
@@ -214,8 +213,11 @@ def recount(db: sqlite3.Connection) -> None:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether SQLite calls the file damaged."""
-    return isinstance(error, sqlite3.DatabaseError) and _primary(error) in _DAMAGE
+    """Whether SQLite calls the file damaged; a table or column that is not there is damage in the schema's text."""
+    if not isinstance(error, sqlite3.DatabaseError):
+        return False
+    text = str(error)
+    return _primary(error) in _DAMAGE or text.startswith("no such ") or "has no column" in text
 
 
 def is_full(error: Exception) -> bool:

@@ -54,6 +54,7 @@ from gateway.spool.sqlite_recovery import (
     is_input_or_output,
     make_file,
     put_back,
+    read_log,
     record_suspects,
     recount,
     scalar_text,
@@ -223,12 +224,13 @@ class SqliteStore:
             self._connect("rw")
             check_owner(self._db, self.path, read_only=False)
             self._prepare()
+            self._db.execute(FETCH, (0, 0, 0))  # a schema that damage has changed names no such column
             found(self._db)
         except sqlite3.DatabaseError as error:
             if not is_damage(error) or not (is_ours or evidence.names_an_outbox()):
                 raise
             self._disconnect()
-            evidence = Evidence.set_aside(self.path)
+            evidence = Evidence.set_aside(self.path, evidence.log)
             make_file(self.path)
             self._connect("rw")
             self._prepare()
@@ -294,7 +296,8 @@ class SqliteStore:
         if expected is not None:
             with self._transaction():
                 self._db.executemany(RAISE_TALLY, [(*key, *astuple(tally)) for key, tally in expected.tallies.items()])
-        self._marks = here.marks
+        self._marks = expected.agreed(here.marks) if expected else here.marks
+        self._marks.bound()
         self._marks.tallies = dict(self._tallies())
         self._holding = Holding(here.rows, here.size, max(here.last_id, self._holding.last_id))
 
@@ -308,10 +311,11 @@ class SqliteStore:
             return
         if not self._is_open:
             raise UnavailableError(f"outbox {self.path} is not open")
+        log_bytes = read_log(self.path) if self._is_broken else b""  # closing puts the log into the file
         self._disconnect()
         with self._mapped("open again"):
             if self._is_broken and self.path.exists():
-                evidence = Evidence.set_aside(self.path)
+                evidence = Evidence.set_aside(self.path, log_bytes)
                 self._is_broken = False
                 make_file(self.path)
                 self._connect("rw")
@@ -337,10 +341,8 @@ class SqliteStore:
             new = self._not_carried_out(rows, ids) if self._is_in_doubt else rows
             try:
                 self._exchange(ids, new, receipted, settled)
-            except (sqlite3.OperationalError, sqlite3.IntegrityError):
-                raise
-            except sqlite3.DatabaseError:
-                if not ids:
+            except sqlite3.DatabaseError as error:
+                if not ids or isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
                     raise
                 # The row of an id may no longer fit its index entry, which is why it is being replaced.
                 self._db.execute("REINDEX block")
@@ -467,7 +469,7 @@ class SqliteStore:
             if is_full(error):
                 self._reserve.release()
                 raise FullError(text, hint=hint) from error
-            if isinstance(error, OSError | sqlite3.OperationalError):
+            if isinstance(error, OSError | sqlite3.OperationalError) and not is_damage(error):
                 self._is_shaken = self._is_in_doubt = self._is_shaken or is_input_or_output(error)
                 raise UnavailableError(text, hint=hint) from error
             if is_damage(error) and self._is_open:

@@ -56,25 +56,7 @@ def stamp(store: Store, final: Final, limit: int, given_up: AbstractSet[int]) ->
             try:
                 rows[item.id] = final(item.row)
             except WireError:
-                damaged.append(_held(item.id, item.row))
+                damaged.append(item.held)
     if rows:
         store.replace(list(rows), list(rows.values()))
     return len(found), damaged
-
-
-def _held(number: int, row: Row) -> Held:
-    return Held(
-        number,
-        row.device,
-        row.signal,
-        row.epoch,
-        row.sequence,
-        row.first_ns,
-        row.last_ns,
-        row.samples,
-        row.size,
-        row.lost,
-        row.lost_signal,
-        row.boot,
-        row.offset_ns,
-    )

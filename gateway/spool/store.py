@@ -82,6 +82,23 @@ class StoredRow:
     id: int
     row: Row
 
+    @property
+    def held(self) -> Held:
+        """The row without its payload."""
+        row = self.row
+        return Held(
+            self.id,
+            *row.identity,
+            first_ns=row.first_ns,
+            last_ns=row.last_ns,
+            samples=row.samples,
+            size=row.size,
+            lost=row.lost,
+            lost_signal=row.lost_signal,
+            boot=row.boot,
+            offset_ns=row.offset_ns,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Held:

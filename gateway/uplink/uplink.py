@@ -7,6 +7,8 @@ import contextlib
 import logging
 import time
 
+from msgspec import UnsetType
+
 from gateway.clock import HostClock
 from gateway.errors import UnavailableError, WireError
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
@@ -57,6 +59,8 @@ class Uplink:
         self._inbox: asyncio.Queue[Inbound] = asyncio.Queue()
         self._bridges_online: set[str] = set()
         self._asking = asyncio.Event()
+        self._resend_after_s = resend_after_s
+        self._bridge_since_s = 0.0
         self.session = MqttSession(
             broker,
             on_message=self._arrive,
@@ -157,6 +161,10 @@ class Uplink:
         while True:
             try:
                 gone = await self._outbox.forget(entry.device, entry.signal, entry.epoch, entry.ranges)
+                if not isinstance(entry.asked, UnsetType):
+                    key = (entry.device, entry.signal, entry.epoch)
+                    is_last_word = self._is_bridge_settled()
+                    await self._outbox.settle(*key, entry.asked, entry.ranges, is_last_word=is_last_word)
             except UnavailableError as error:
                 log.warning("a receipt waits: %s", error)
                 await asyncio.sleep(DISK_RETRY_S)
@@ -170,28 +178,34 @@ class Uplink:
         self.sender.bridge_present = bool(self._bridges_online)
         if self.sender.bridge_present and not before:
             log.info("a bridge is there")
+            self._bridge_since_s = asyncio.get_running_loop().time()
             self._asking.set()
+            asyncio.get_running_loop().call_later(self._resend_after_s, self._asking.set)
+
+    def _is_bridge_settled(self) -> bool:
+        """Whether one has been there for so long that it has read what was on its way to it."""
+        there_s = asyncio.get_running_loop().time() - self._bridge_since_s
+        return self.sender.bridge_present and there_s >= self._resend_after_s
 
     async def _ask(self) -> None:
-        """After every connection, and when receipts are overdue, ask which of the blocks that are here are stored."""
+        """After every connection, and when receipts are overdue, ask what is stored of what is here, or should be."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ASK_S):
                     await self._asking.wait()
             self._asking.clear()
             try:
-                held = list((await self._outbox.held()).items())
+                held = [WantedRange(*key, *ends) for key, ends in (await self._outbox.held()).items()]
+                missing = await self._outbox.suspects()
             except UnavailableError as error:
                 log.warning("receipts cannot be asked for: %s", error)
                 await asyncio.sleep(DISK_RETRY_S)
                 self._asking.set()
                 continue
-            for start in range(0, len(held), WANTED_MAX):
-                wanted = [
-                    WantedRange(device, signal, epoch, first, last)
-                    for (device, signal, epoch), (first, last) in held[start : start + WANTED_MAX]
-                ]
-                request = ReceiptRequest(v=1, schema="receipt_request", gateway=self._gateway, wanted=wanted)
+            wanted = held + [WantedRange(*one.epoch_key, one.first, one.last) for one in missing]
+            for start in range(0, len(wanted), WANTED_MAX):
+                some = wanted[start : start + WANTED_MAX]
+                request = ReceiptRequest(v=1, schema="receipt_request", gateway=self._gateway, wanted=some)
                 self._publish(_control(topics.receipt_request(self._gateway), request))
 
 

@@ -207,7 +207,7 @@ class Loss(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ) = UNSET
 
 
-class CommittedRanges(Struct, frozen=True):
+class CommittedRanges(Struct, frozen=True, omit_defaults=True):
     """Sequences of one (device, signal, epoch) that are safely stored, as inclusive ranges."""
 
     device: Name
@@ -217,6 +217,13 @@ class CommittedRanges(Struct, frozen=True):
         list[tuple[Sequence, Sequence]],
         Meta(max_length=RANGES_MAX, description="[first, last], both included"),
     ]
+    asked: (
+        Annotated[
+            tuple[Sequence, Sequence],
+            Meta(description="in an answer: between these, both included, nothing but `ranges` is stored"),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class Receipt(Struct, frozen=True, kw_only=True):

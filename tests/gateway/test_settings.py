@@ -62,7 +62,7 @@ def test_what_is_not_said_has_a_safe_default(load: Load) -> None:
     assert chosen.mqtt.port == 8883
     assert chosen.mqtt.tls is True
     assert chosen.spool.backend == "sqlite"
-    assert (chosen.spool.commit_interval_s, chosen.spool.commit_blocks) == (0.5, 64)
+    assert (chosen.spool.commit_interval_s, chosen.spool.commit_blocks) == (1.0, 64)
     assert chosen.uplink.resend_after_s == 60
     assert (chosen.live.redis, chosen.device) == (None, ())
     assert chosen.outbox_path == Path("/var/lib/wardlink-gateway/outbox.db")

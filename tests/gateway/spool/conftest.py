@@ -17,6 +17,7 @@ import redis
 
 from gateway.samples import ClockStamp, ClockState, LossCause, LossRecord, SampleBlock
 from gateway.spool.redis_store import RedisStore
+from gateway.spool.sealed import SealedStore
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Row, Store
 from gateway.wire.codec import Payload
@@ -46,6 +47,10 @@ class Place(ABC):
     @abstractmethod
     def damage(self, number: int, column: str = "payload", value: object = b"not what was stored") -> None:
         """Change one column of the row with this id behind the store's back."""
+
+    def size_of(self, rows: Sequence[Row]) -> int:
+        """Bytes that these rows take of the quota."""
+        return sum(row.size for row in rows)
 
     @abstractmethod
     def back_up(self) -> None:
@@ -96,6 +101,18 @@ class SqlitePlace(Place):
             assert changed.rowcount == 1
 
 
+class SealedPlace(SqlitePlace):
+    """An outbox in SQLite whose records are sealed."""
+
+    key = bytes(range(32))
+
+    def store(self, *, read_only: bool = False) -> Any:
+        return SealedStore(super().store(read_only=read_only), self.key)
+
+    def size_of(self, rows: Sequence[Row]) -> int:
+        return sum(self.store()._sealed(row).size for row in rows)
+
+
 class RedisPlace(Place):
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -136,6 +153,13 @@ class RedisPlace(Place):
 @pytest.fixture
 def sqlite_place(tmp_path: Path) -> Iterator[SqlitePlace]:
     place = SqlitePlace(tmp_path / "state" / "outbox.db")
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def sealed_place(tmp_path: Path) -> Iterator[SealedPlace]:
+    place = SealedPlace(tmp_path / "state" / "outbox.db")
     yield place
     place.close()
 

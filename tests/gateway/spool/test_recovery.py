@@ -1,0 +1,352 @@
+"""What a disk takes away from an outbox is found again in what it left, or named exactly; and it goes on by itself."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import DamagedError, UnavailableError
+from gateway.samples import LossCause, LossRecord
+from gateway.spool import salvage, sqlite_store
+from gateway.spool.outbox import Limits, Outbox
+from gateway.spool.sqlite_store import SqliteStore
+from gateway.spool.store import DamagedRow, StoredRow, Tally
+from gateway.wire import codec
+
+ALL = 10**9
+ON_CALL = Limits(60.0, 10**6)
+FLIPS = 150
+BLOCKS = 60
+
+
+@pytest.fixture
+def open_stores() -> Iterator[list[SqliteStore]]:
+    stores: list[SqliteStore] = []
+    yield stores
+    for store in stores:
+        store.close()
+
+
+Cut = Callable[[str], Path]
+
+
+@pytest.fixture
+def cut(tmp_path: Path, make: Any, open_stores: list[SqliteStore]) -> Cut:
+    """Copies of the files of a writer that was cut off: rows 0 to 39 are in the file, 40 to 59 in its log."""
+    path = tmp_path / "written" / "outbox.db"
+    store = SqliteStore(path)
+    store.open()
+    open_stores.append(store)
+    for first in range(0, 40, 4):
+        store.append(make.rows(first, first + 3, size=300))
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for first in range(40, BLOCKS, 4):
+        store.append(make.rows(first, first + 3, size=1500))
+
+    def copied(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for suffix in ("", "-wal", ".marks"):
+            shutil.copy(path.with_name(path.name + suffix), folder)
+        return folder / path.name
+
+    return copied
+
+
+def opened(path: Path, open_stores: list[SqliteStore]) -> SqliteStore:
+    store = SqliteStore(path)
+    open_stores.append(store)
+    store.open()
+    return store
+
+
+def account(store: SqliteStore) -> tuple[list[int], list[int], list[int]]:
+    """Sequences that are here, damaged, and suspect; with samples that fit."""
+    try:
+        found = store.fetch(0, ALL, ALL)
+    except UnavailableError:  # what is met only now sets the file aside
+        found = store.fetch(0, ALL, ALL)
+    here = [item.row.sequence for item in found if isinstance(item, StoredRow)]
+    damaged = [item.held.sequence for item in found if isinstance(item, DamagedRow)]
+    suspects = store.suspects()
+    missing = [number for suspect in suspects for number in range(suspect.first, suspect.last + 1)]
+    assert sum(suspect.samples for suspect in suspects) == 10 * len(missing)
+    assert sorted(here + damaged + missing) == list(range(BLOCKS))
+    assert store.tallies()["DEV", "eeg"] == Tally(BLOCKS, 10 * BLOCKS, 0)
+    assert store.holding().rows == len(found)
+    return here, damaged, missing
+
+
+def test_no_bit_that_flips_in_the_log_takes_a_row_away_unseen(cut: Cut, open_stores: list[SqliteStore]) -> None:
+    chance = random.Random(5)
+    found_again = lost = 0
+    for number in range(FLIPS):
+        path = cut(f"flip-{number}")
+        log = path.with_name("outbox.db-wal")
+        data = bytearray(log.read_bytes())
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        log.write_bytes(data)
+        store = opened(path, open_stores)
+        here, damaged, missing = account(store)
+        lost += len(damaged) + len(missing)
+        found_again += len([sequence for sequence in here if sequence >= 40])
+        store.close()
+        shutil.rmtree(path.parent)
+    assert lost < FLIPS, "a flip costs the row that it is in, not those after it"
+    assert found_again > 18 * FLIPS
+
+
+def test_control_without_marks_nobody_sees_that_rows_are_gone(cut: Cut, open_stores: list[SqliteStore]) -> None:
+    path = cut("control")
+    log = path.with_name("outbox.db-wal")
+    data = bytearray(log.read_bytes())
+    data[40] ^= 1
+    log.write_bytes(data)
+    path.with_name("outbox.db.marks").unlink()
+    store = opened(path, open_stores)
+    assert [item.row.sequence for item in store.fetch(0, ALL, ALL)] == list(range(40))
+    assert store.suspects() == []
+
+
+def test_no_bit_that_flips_in_the_file_takes_a_row_away_unseen(cut: Cut, open_stores: list[SqliteStore]) -> None:
+    chance = random.Random(6)
+    lost = 0
+    for number in range(FLIPS):
+        path = cut(f"flip-{number}")
+        data = bytearray(path.read_bytes())
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        store = opened(path, open_stores)
+        _, damaged, missing = account(store)
+        lost += len(damaged) + len(missing)
+        store.close()
+        shutil.rmtree(path.parent)
+    assert 0 < lost < 3 * FLIPS
+
+
+@pytest.mark.parametrize("what", ["log deleted", "log truncated", "file deleted", "file emptied", "all but the marks"])
+def test_what_is_gone_is_named_exactly(cut: Cut, open_stores: list[SqliteStore], what: str) -> None:
+    path = cut("gone")
+    log = path.with_name("outbox.db-wal")
+    match what:
+        case "log deleted":
+            log.unlink()
+        case "log truncated":
+            log.write_bytes(log.read_bytes()[:5000])
+        case "file deleted":
+            path.unlink()
+        case "file emptied":
+            path.write_bytes(b"")
+        case _:
+            path.unlink()
+            log.unlink()
+    store = opened(path, open_stores)
+    here, _, missing = account(store)
+    expected = {"log deleted": set(range(40, 60)), "all but the marks": set(range(60))}.get(what)
+    assert expected is None or set(missing) == expected
+    if "file" in what:
+        assert {*range(42, 58)} <= set(here), "the log still has its part"
+    # It is known once and for all.
+    store.close()
+    assert account(opened(path, open_stores)) == (here, [], missing)
+
+
+def overwrite(path: Path, start: int, length: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xa5" * length)
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "is_set_aside"),
+    [(0, 100, False), (0, 512, False), (512, 2048, True), (100, 4000, True)],
+    ids=["header", "first page", "inner pages", "many pages"],
+)
+def test_a_damaged_file_is_set_aside_and_all_that_is_intact_goes_on(
+    cut: Cut, open_stores: list[SqliteStore], make: Any, start: int, length: int, is_set_aside: bool
+) -> None:
+    """Where the log still has the first page, SQLite itself can go on."""
+    path = cut("damaged")
+    overwrite(path, start, length)
+    store = opened(path, open_stores)
+    here, _, missing = account(store)
+    assert len(missing) <= length // 300 + 2
+    set_aside = [file for file in path.parent.glob("outbox.db.damaged-*") if not file.name.endswith("-wal")]
+    assert len(set_aside) == is_set_aside
+    assert all(file.read_bytes().count(b"\xa5" * 512) >= 1 for file in set_aside), "it is kept as it is"
+    store.append([make.row(60)])
+    assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert len(here) + len(missing) == BLOCKS
+
+
+def test_with_no_marks_a_damaged_file_still_gives_all_that_is_intact(cut: Cut, open_stores: list[SqliteStore]) -> None:
+    path = cut("damaged")
+    path.with_name("outbox.db.marks").unlink()
+    overwrite(path, 0, 100)
+    store = opened(path, open_stores)
+    found = [item.row.sequence for item in store.fetch(0, ALL, ALL) if isinstance(item, StoredRow)]
+    assert sorted(found) == list(range(BLOCKS))
+    assert store.tallies()["DEV", "eeg"] == Tally(BLOCKS, 10 * BLOCKS, 0)
+    assert store.suspects() == []
+
+
+def test_a_file_of_another_program_is_not_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear Sir or Madam, " * 1000)
+    with pytest.raises(DamagedError):
+        SqliteStore(path).open()
+    assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_what_is_intact_is_read_with_no_help_from_sqlite(cut: Cut) -> None:
+    path = cut("walk")
+    log = path.with_name("outbox.db-wal").read_bytes()
+    assert {item.row.sequence for item in salvage.intact_rows(path.read_bytes(), log)} == set(range(BLOCKS))
+    assert {item.row.sequence for item in salvage.intact_rows(path.read_bytes())} == set(range(40))
+    assert {item.row.sequence for item in salvage.intact_rows(b"", log)} >= set(range(42, 58))
+
+
+def test_any_bytes_are_walked_without_an_error(cut: Cut) -> None:
+    path = cut("garbage")
+    whole, log = path.read_bytes(), path.with_name("outbox.db-wal").read_bytes()
+    chance = random.Random(8)
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(60):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        list(salvage.intact_rows(bytes(data[: chance.randrange(len(data))]), log[: chance.randrange(len(log))]))
+
+
+# --- through the outbox
+
+
+async def losses(outbox: Outbox) -> list[LossRecord]:
+    found = [codec.decode(item.row.payload.data, item.row.payload.content_type).content for item in await rows(outbox)]
+    return [content for content in found if isinstance(content, LossRecord)]
+
+
+async def rows(outbox: Outbox) -> list[StoredRow]:
+    return await outbox.fetch(0, ALL, ALL)
+
+
+async def without_its_log(place: Any, make: Any) -> tuple[Outbox, str]:
+    """An outbox that lost blocks 10 to 19, and a record of 7 lost samples, with its log. Gives their epoch."""
+    first = Outbox(place.store(), "gw", ON_CALL)
+    await first.open()
+    for at in range(20):
+        first.append(make.block(at=at, n=10 + at % 2))
+        if at == 9:
+            await first.commit()
+            await first._thread.run(first._store._db.execute, "PRAGMA wal_checkpoint(TRUNCATE)")
+    first.append(make.loss(at=20, count=7))
+    await first.commit()
+    place.back_up()
+    await first.close()
+    place.restore()
+    place.path.with_name("outbox.db-wal").unlink()
+    outbox = Outbox(place.store(), "gw", ON_CALL)
+    await outbox.open()
+    return outbox, first.epoch
+
+
+async def test_what_the_cloud_has_not_got_is_on_record_and_the_account_is_exact(sqlite_place: Any, make: Any) -> None:
+    outbox, epoch = await without_its_log(sqlite_place, make)
+    key = ("DEV", "eeg", epoch)
+    for suspect in await outbox.suspects():
+        if suspect.signal == "eeg":
+            asked = (suspect.first, suspect.last)
+            await outbox.settle(*key, asked, [(12, 14)], is_last_word=False)
+            assert suspect in await outbox.suspects() or suspect.first in {12, 13, 14}
+            await outbox.settle(*key, asked, [(12, 14), (40, 50)], is_last_word=True)
+    await outbox.settle("DEV", "loss", epoch, (0, 5), [], is_last_word=True)
+    assert await outbox.suspects() == []
+    await outbox.commit()
+    found = await losses(outbox)
+    assert {loss.cause for loss in found} == {LossCause.CORRUPT}
+    gone = [loss for loss in found if loss.sequences]
+    numbers = sorted(number for loss in gone for number in range(loss.sequences[0], loss.sequences[1] + 1))
+    assert numbers == [10, 11, 15, 16, 17, 18, 19]
+    assert {loss.epoch for loss in gone} == {epoch}
+    assert sum(loss.sample_count for loss in gone) == sum(10 + number % 2 for number in numbers)
+    (again,) = [loss for loss in found if not loss.sequences]
+    assert (again.signal, again.sample_count) == ("eeg", 7)
+    tally = (await outbox.tallies())["DEV", "eeg"]
+    stored = sum(item.row.samples for item in await rows(outbox)) + 11 + 10 + 10
+    lost = sum(loss.sample_count for loss in found)
+    assert tally == Tally(20, 210, lost)
+    assert stored + lost == 210 + 7
+    await outbox.close()
+
+
+async def test_a_record_of_losses_that_the_cloud_has_is_no_loss(sqlite_place: Any, make: Any) -> None:
+    outbox, epoch = await without_its_log(sqlite_place, make)
+    await outbox.settle("DEV", "loss", epoch, (0, 0), [(0, 0)], is_last_word=True)
+    await outbox.settle("DEV", "eeg", epoch, (0, 19), [(0, 19)], is_last_word=False)
+    await outbox.commit()
+    assert await outbox.suspects() == []
+    assert await losses(outbox) == []
+    assert (await outbox.tallies())["DEV", "eeg"] == Tally(20, 210, 7)
+    await outbox.close()
+
+
+async def test_an_answer_that_speaks_of_a_part_only_settles_nothing(sqlite_place: Any, make: Any) -> None:
+    outbox, epoch = await without_its_log(sqlite_place, make)
+    before = await outbox.suspects()
+    await outbox.settle("DEV", "eeg", epoch, (10, 10), [], is_last_word=True)
+    await outbox.settle("DEV", "eeg", "another", (0, 99), [], is_last_word=True)
+    assert [one for one in await outbox.suspects() if one.first != 10] == [one for one in before if one.first != 10]
+    await outbox.close()
+
+
+async def read_until_it_fails(outbox: Outbox) -> None:
+    while True:
+        await outbox.fetch(0, ALL, ALL)
+        await outbox.held()
+        await outbox._thread.run(outbox._store._db.execute, "PRAGMA shrink_memory")
+
+
+async def test_a_file_that_is_damaged_while_it_runs_is_replaced_and_nothing_pending_is_lost(
+    sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "_CHECKPOINT_PAGES", 1)
+    outbox = Outbox(sqlite_place.store(), "gw", ON_CALL)
+    await outbox.open()
+    for at in range(100):
+        outbox.append(make.block(at=at))
+        if at % 5 == 0:
+            await outbox.commit()
+    await outbox.commit()
+    await outbox._thread.run(outbox._store._db.execute, "PRAGMA shrink_memory")
+    size = sqlite_place.path.stat().st_size
+    overwrite(sqlite_place.path, 512, size // 3)
+    outbox.append(make.block(at=100))
+    with pytest.raises(UnavailableError, match="malformed"):
+        await read_until_it_fails(outbox)
+    await outbox.commit()
+    assert outbox.problem == ""
+    found = await rows(outbox)
+    missing = await outbox.suspects()
+    numbers = [item.row.sequence for item in found if item.row.signal == "eeg"]
+    gone = [number for suspect in missing for number in range(suspect.first, suspect.last + 1)]
+    assert sorted(numbers + gone) == list(range(101))
+    assert 100 in numbers
+    assert len(gone) < 60
+    assert (await outbox.tallies())["DEV", "eeg"].accepted == 1010
+    assert list(sqlite_place.path.parent.glob("outbox.db.damaged-*"))
+    await outbox.close()
+
+
+def test_a_row_is_found_again_under_its_id(cut: Cut, open_stores: list[SqliteStore]) -> None:
+    """What the sender remembers of a row must stay true when its file is replaced under it."""
+    path = cut("ids")
+    before = {item.row.identity: item.id for item in opened(cut("whole"), open_stores).fetch(0, ALL, ALL)}
+    overwrite(path, 0, 100)
+    after = {item.row.identity: item.id for item in opened(path, open_stores).fetch(0, ALL, ALL)}
+    assert after == {identity: before[identity] for identity in after}
+    assert sqlite3.sqlite_version_info >= (3, 37)
