@@ -140,7 +140,7 @@ class Marks:
         return suspects
 
     def agreed(self, found: Marks) -> Marks:
-        """What stands here and was found, with the numbers that stand here, as a damaged row gives others; and the rest."""
+        """What was found, with the numbers that stand here where it does: a damaged row gives others."""
         runs: dict[EpochKey, list[Run]] = {}
         for key in {**self.runs, **found.runs}:
             mine, there = self.runs.get(key, []), found.runs.get(key, [])

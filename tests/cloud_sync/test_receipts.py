@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from cloud_sync import receipts
 from cloud_sync.registry.entries import BlockKey
@@ -49,6 +50,24 @@ def test_of_very_many_ranges_an_answer_tells_the_lowest() -> None:
     pieces = told(found)
     assert [pair for signal, some in pieces if signal == "eeg" for pair in some] == ranges[: receipts.ANSWER_RANGES_MAX]
     assert pieces[-1] == ("ppg", [])
+
+
+def test_an_answer_says_between_which_sequences_it_is_complete() -> None:
+    many = [(2 * n, 2 * n) for n in range(RANGES_MAX + 2)]
+    wanted = [(KEY, 0, 10**6), (BlockKey("d", "ppg", "e"), 3, 9)]
+    found = [entry for receipt in receipts.answer("g", wanted, [many, []]) for entry in receipt.committed]
+    split = 2 * (RANGES_MAX - 1)
+    assert [(entry.signal, entry.asked) for entry in found] == [
+        ("eeg", (0, split)),
+        ("eeg", (split + 1, 10**6)),
+        ("ppg", (3, 9)),
+    ]
+    beyond = [(2 * n, 2 * n) for n in range(receipts.ANSWER_RANGES_MAX + 1)]
+    cut = [entry for receipt in receipts.answer("g", wanted, [beyond, [(4, 4)]]) for entry in receipt.committed]
+    assert cut[-1].asked is UNSET, "what is left out is not told to be missing"
+    assert max(entry.asked[1] for entry in cut if entry.asked is not UNSET) == beyond[-2][1]
+    (told,) = receipts.receipts([("g", KEY, 3)])
+    assert told.committed[0].asked is UNSET
 
 
 def test_each_gateway_gets_its_own() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from gateway.errors import UnavailableError
 from gateway.mqtt import Inbound
+from gateway.samples import LossCause
 from gateway.uplink import uplink as uplink_module
-from gateway.wire import control, topics
+from gateway.wire import codec, control, topics
 from gateway.wire.messages import CommittedRanges, DeviceMeta, Status, WantedRange
 from gateway.wire.topics import TopicKind
 
@@ -158,6 +159,34 @@ async def test_now_and_then_it_asks_without_a_cause(chain: Any, monkeypatch: pyt
         await outbox.commit()
         async with chain.uplink(outbox):
             await chain.until(lambda: len(cloud.requests()) >= 3)
+
+
+async def test_what_the_disk_took_is_asked_for_and_what_the_cloud_has_not_got_is_on_record(chain: Any) -> None:
+    async with chain.outbox() as outbox:
+        former = outbox.epoch
+        for at in range(6):
+            outbox.append(chain.block(at=at))
+    chain.path.unlink()
+    chain.path.with_name("outbox.db-wal").unlink(missing_ok=True)
+    async with chain.outbox() as outbox, chain.cloud() as cloud, chain.uplink(outbox, resend_after_s=0.3) as uplink:
+        await chain.until(cloud.requests)
+        assert cloud.requests()[0].wanted == [WantedRange("DEV", "eeg", former, 0, 5)]
+        ranges = [(1, 2)]
+        answer = cloud.receipt_message([CommittedRanges("DEV", "eeg", former, ranges, (0, 5))])
+        await cloud.session.publish(answer)  # no bridge has been there for long: some may still be on their way
+        await cloud.session.publish(cloud.receipt_message([CommittedRanges("DEV", "eeg", former, ranges)]))
+        await chain.until(lambda: not uplink._inbox.qsize())
+        assert len(await outbox.suspects()) == 1
+        await cloud.present(online=True)
+        await chain.until(uplink._is_bridge_settled)
+        await chain.until(lambda: len(cloud.requests()) >= 3)
+        await cloud.session.publish(answer)
+        await chain.until(lambda: len(cloud.blocks) == 2)
+    lost: list[Any] = [codec.decode(message.payload, message.content_type).content for message in cloud.blocks]
+    assert [(loss.cause, loss.epoch, loss.sequences, loss.sample_count) for loss in lost] == [
+        (LossCause.CORRUPT, former, (0, 0), 10),
+        (LossCause.CORRUPT, former, (3, 5), 30),
+    ]
 
 
 async def test_an_empty_outbox_asks_for_nothing(chain: Any) -> None:
