@@ -340,7 +340,7 @@ def _make_live(chosen: Settings) -> RedisLive | None:
     return RedisLive(chosen.live.redis.url, config.secret(settings.REDIS_PASSWORD))
 
 
-def make_store(chosen: Settings, *, read_only: bool = False) -> Store:
+def make_store(chosen: Settings, *, read_only: bool = False) -> SealedStore:
     """The store that the settings name; nothing is opened yet. Raises `ConfigError` for its credentials."""
     spool = chosen.spool
     text = config.required_secret(sealed.CREDENTIAL, "spool.encrypt") if spool.encrypt else _former_key()

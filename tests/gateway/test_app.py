@@ -20,7 +20,7 @@ import redis
 from gateway import app, settings
 from gateway.acquisition import State
 from gateway.app import Gateway
-from gateway.errors import DamagedError, UnavailableError
+from gateway.errors import ConfigError, DamagedError, UnavailableError
 from gateway.links.ble import BleLink
 from gateway.links.serial_port import SerialLink
 from gateway.live.redis_live import current_key
@@ -445,8 +445,22 @@ async def test_links_and_stores_are_those_of_the_settings(
     assert cyton().name == str(tmp_path / "cyton")
     assert isinstance(strap(), BleLink)
     assert strap().name == ADDRESS
-    store = app.make_store(chosen)
+    store = app.make_store(chosen).inner
     assert isinstance(store, SqliteStore)
     assert store.path == tmp_path / "state" / "outbox.db"
     remote = await configure(mosquitto_server, '[spool]\nbackend = "redis"\nredis_url = "redis://localhost"')
-    assert isinstance(app.make_store(remote), RedisStore)
+    assert isinstance(app.make_store(remote).inner, RedisStore)
+
+
+async def test_records_are_sealed_with_the_key_of_the_credential(
+    mosquitto_server: Mosquitto, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = await configure(mosquitto_server, "[spool]\nencrypt = true")
+    with pytest.raises(ConfigError, match="spool-key"):
+        app.make_store(chosen)
+    monkeypatch.setenv("WARDLINK_SPOOL_KEY", "not a key")
+    with pytest.raises(ConfigError, match="is no key"):
+        app.make_store(chosen)
+    monkeypatch.setenv("WARDLINK_SPOOL_KEY", "5a" * 32)
+    assert app.make_store(chosen)._seals
+    assert not app.make_store(await configure(mosquitto_server))._seals
