@@ -7,6 +7,7 @@ what a single device answers is in `bluez_device`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from types import TracebackType
@@ -29,6 +30,7 @@ AGENT_MANAGER = "org.bluez.AgentManager1"
 AGENT_MANAGER_PATH = "/org/bluez"
 AGENT_S_MAX = 5.0
 """A pairing agent that has not answered by then has refused."""
+FLUSH_S_MAX = 2.0
 NEVER = 1 << 40
 """So many connects are refused: all of them."""
 ADVERTISING_PERIOD_S = 0.1
@@ -367,6 +369,10 @@ class VirtualBlueZ:
 
 
 async def _closed(bus: MessageBus) -> None:
+    """What was sent is on the bus first: a notification that was counted as delivered must not die in a buffer."""
+    with contextlib.suppress(OSError, EOFError, TimeoutError):
+        async with asyncio.timeout(FLUSH_S_MAX):
+            await bus.call(Message("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetId"))
     bus.disconnect()
     untyped: Any = bus
     await untyped.wait_for_disconnect()
