@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # some use the rigs of the test
 GROUPS = {
     "kernels": ("features", "packets_and_lines"),
     "devices": ("time_axis", "gateway_load"),
-    "durability": ("uplink",),
+    "durability": ("outbox", "uplink"),
     "losses": ("losses",),
     "bridge": ("ledger",),
 }
