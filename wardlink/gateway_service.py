@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 
 from gateway import app, config, settings, status
 from gateway.devices.registry import DRIVERS
-from gateway.errors import EXIT_FAILURE, EXIT_OK, ConfigError, DamagedError, UnavailableError
+from gateway.errors import EXIT_FAILURE, EXIT_OK, UnavailableError
 from gateway.service import set_up_logging
 from gateway.settings import Settings
+from gateway.spool import sealed
+from wardlink import spool_commands
 from wardlink.terminal import show_rows
 
 log = logging.getLogger(__name__)
@@ -54,15 +56,8 @@ def add_commands(subparsers: Subparsers) -> None:
     )
     _command(subparsers, _drivers, "drivers", "list the devices that this version can read", [as_json], "drivers")
     spool = subparsers.add_parser("spool", help="look at the outbox", description="look at the outbox")
-    _command(
-        spool.add_subparsers(required=True, metavar="ACTION"),
-        _spool_status,
-        "status",
-        "what is waiting, accepted and lost, by stream",
-        [common, as_json],
-        "spool status",
-        "spool status --json",
-    )
+    actions = spool.add_subparsers(required=True, metavar="ACTION")
+    spool_commands.add_commands(actions, _command, common, as_json)
 
 
 def _command(
@@ -96,6 +91,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_config(args: argparse.Namespace) -> int:
     chosen = settings.load(args.config)
+    app.make_store(chosen)  # its credentials, too; nothing is opened
     used = _used(chosen)
     if args.json:
         print(json.dumps({"file": str(args.config), "ok": True, **used}, indent=2))
@@ -114,7 +110,9 @@ def _used(chosen: Settings) -> dict[str, Any]:
     """What the gateway would use, without secrets."""
     broker = settings.broker(chosen)
     place = str(chosen.outbox_path) if chosen.spool.backend == "sqlite" else "Redis"
-    found = [name for name in (settings.MQTT_PASSWORD, settings.REDIS_PASSWORD) if config.secret(name)]
+    found = [
+        name for name in (settings.MQTT_PASSWORD, settings.REDIS_PASSWORD, sealed.CREDENTIAL) if config.secret(name)
+    ]
     return {
         "gateway": f"{chosen.gateway.id}, state in {chosen.gateway.state_dir}",
         "broker": f"{broker}, {'TLS' if broker.tls else 'no TLS'}, user {broker.username or '(none)'}",
@@ -148,34 +146,4 @@ def _drivers(args: argparse.Namespace) -> int:
         for name, driver in sorted(DRIVERS.items())
     ]
     show_rows(("driver", "link", "description"), rows, as_json=args.json)
-    return EXIT_OK
-
-
-def _spool_status(args: argparse.Namespace) -> int:
-    chosen = settings.load(args.config)
-    if chosen.spool.backend == "sqlite" and not chosen.outbox_path.exists():
-        raise ConfigError(f"there is no outbox at {chosen.outbox_path}", hint="has the gateway run with this file yet?")
-    store = app.make_store(chosen, read_only=True)
-    try:
-        store.open()
-        holding, tallies = store.holding(), store.tallies()
-    except DamagedError as error:
-        raise DamagedError(error.message, hint=error.hint or app.DAMAGED_HINT) from error
-    finally:
-        store.close()
-    rows = [
-        {
-            "device": device,
-            "signal": signal,
-            "blocks": tally.blocks,
-            "accepted": tally.accepted,
-            "lost": tally.lost,
-        }
-        for (device, signal), tally in sorted(tallies.items())
-    ]
-    if args.json:
-        print(json.dumps({"epoch": store.epoch, "waiting": holding.rows, "bytes": holding.size, "streams": rows}))
-        return EXIT_OK
-    show_rows(("device", "signal", "blocks", "accepted", "lost"), rows, as_json=False, title=f"epoch {store.epoch}")
-    print(f"{holding.rows} blocks, {holding.size} bytes waiting for their receipt")
     return EXIT_OK

@@ -104,7 +104,7 @@ class SealedStore:
         rows: list[StoredRow | DamagedRow] = []
         while (wanted := limit - len(rows)) > 0:
             found = self.inner.fetch(after, through, wanted)
-            rows += self._opened(found)
+            rows += self.opened(found)
             if len(found) < wanted:
                 break
             last = found[-1]
@@ -113,7 +113,7 @@ class SealedStore:
 
     def unstamped(self, limit: int) -> list[StoredRow | DamagedRow]:
         # A few more than wanted, so that some that stay closed do not hide the others.
-        return self._opened(self.inner.unstamped(limit + len(self.unopened)))[:limit]
+        return self.opened(self.inner.unstamped(limit + len(self.unopened)))[:limit]
 
     def find(self, device: str, signal: str, epoch: str, ranges: Sequence[Range]) -> list[Place]:
         return self.inner.find(device, signal, epoch, ranges)
@@ -148,7 +148,8 @@ class SealedStore:
         data = self._key_id + nonce + self._cipher.encrypt(nonce, plain, _about(row, row.payload.content_type))
         return dataclasses.replace(row, payload=Payload(kind, row.payload.schema, data))
 
-    def _opened(self, found: Sequence[StoredRow | DamagedRow]) -> list[StoredRow | DamagedRow]:
+    def opened(self, found: Sequence[StoredRow | DamagedRow]) -> list[StoredRow | DamagedRow]:
+        """Rows as they were before they were sealed, without those that this key does not open."""
         rows: list[StoredRow | DamagedRow] = []
         closed = 0
         for item in found:

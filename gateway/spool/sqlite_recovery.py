@@ -11,7 +11,7 @@ import logging
 import mmap
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -170,11 +170,11 @@ def found(db: sqlite3.Connection) -> Found:
     return here
 
 
-def put_back(db: sqlite3.Connection, evidence: Evidence, sought: Marks | _Everything, here: Found) -> int:
+def put_back(db: sqlite3.Connection, rows: Iterable[StoredRow], sought: Marks | _Everything, here: Found) -> int:
     """Insert the intact records that are sought and not there. Returns how many. Only within a transaction."""
     next_id = here.last_id + 1
     count = 0
-    for item in evidence.rows():
+    for item in rows:
         device, signal, epoch, sequence = item.row.identity
         if isinstance(sought, Marks) and not sought.holds((device, signal, epoch), sequence):
             continue

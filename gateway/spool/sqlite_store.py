@@ -57,6 +57,7 @@ from gateway.spool.sqlite_recovery import (
     read_log,
     record_suspects,
     recount,
+    rows_in,
     scalar_text,
 )
 from gateway.spool.store import (
@@ -197,6 +198,24 @@ class SqliteStore:
         with self._mapped("look at its disk"):
             return int(free_pages * size) + max(disk.free_bytes(self.path.parent) - self._free_bytes_min, 0)
 
+    def take_in(self, file: Path) -> int:
+        """Take the intact records of another file of an outbox in, which are not here; returns how many it were.
+
+        What was accepted and lost before stays counted as it is. Raises `UnavailableError`.
+        """
+        self._mend()
+        with self._mapped("take records in"):
+            here = found(self._db)
+            with self._transaction():
+                count = put_back(self._db, rows_in(file, read_log(file)), EVERYTHING, here)
+                here = found(self._db)
+                for suspect in self.suspects():
+                    if all(here.marks.holds(suspect.epoch_key, n) for n in range(suspect.first, suspect.last + 1)):
+                        self._db.execute(SETTLE, (*suspect.epoch_key, suspect.first))
+            self._reconcile(self._marks, Evidence(self.path, b""))
+            self._marks_file.write(self._marks)
+        return count
+
     def close(self) -> None:
         self._is_open = False
         self._disconnect()
@@ -285,7 +304,7 @@ class SqliteStore:
         if sought is EVERYTHING or (sought and sought.lacking(here.marks)):
             log.error("outbox %s lacks rows that it had accepted: looking for them", self.path)
             with self._transaction():
-                count = put_back(self._db, evidence, sought, here)
+                count = put_back(self._db, evidence.rows(), sought, here)
                 if sought is EVERYTHING:
                     recount(self._db)
             here = found(self._db)

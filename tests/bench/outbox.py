@@ -58,7 +58,7 @@ class Cost:
 
 
 def rows() -> list[Row]:
-    """Bytes written a payload byte, and years of a card: with the cloud there, and with all of it written, then drained."""
+    """Bytes written a payload byte and years of a card, with the cloud there, and away until all is written."""
     with tempfile.TemporaryDirectory(prefix="wardlink-bench-") as folder:
         online = asyncio.run(cost(Path(folder) / "online.db", is_online=True))
         offline = asyncio.run(cost(Path(folder) / "offline.db", is_online=False))
