@@ -52,7 +52,7 @@ class Run:
         if (first, last) == (self.first, self.last):
             return self
         start, stop = (
-            self.first_ns + (self.last_ns - self.first_ns) * (number - self.first) // self.blocks
+            self.first_ns + (self.last_ns + 1 - self.first_ns) * (number - self.first) // self.blocks
             for number in (first, last + 1)
         )
         share = samples
