@@ -37,6 +37,7 @@ from gateway.spool.store import (
     UNBOUNDED,
     DamagedRow,
     EpochKey,
+    FullError,
     Held,
     Holding,
     Place,
@@ -426,5 +427,9 @@ class RedisStore:
             yield
         except redis.AuthenticationError as error:
             raise ConfigError(f"outbox in Redis: {error}", hint="credential redis-password") from None
+        except redis.OutOfMemoryError as error:
+            raise FullError(
+                f"outbox in Redis: {error}", hint="raise its maxmemory, or lower spool.bytes_max"
+            ) from error
         except redis.RedisError as error:
             raise UnavailableError(f"outbox in Redis: {error}", hint="is the server of spool.redis_url up?") from error

@@ -22,7 +22,7 @@ import redis
 from gateway.errors import ConfigError, DamagedError, UnavailableError
 from gateway.spool import redis_store
 from gateway.spool.redis_store import RedisStore
-from gateway.spool.store import DamagedRow, Holding, Row, StoredRow, Tally
+from gateway.spool.store import DamagedRow, FullError, Holding, Row, StoredRow, Tally
 from wardlink.servers import Redis
 
 ALL = 10**9
@@ -397,7 +397,7 @@ def test_a_full_server_refuses_new_rows_but_can_be_emptied_and_reopened(redis_pl
     store.append(make.rows(0, 9))
     used = redis_place.client.info("memory")["used_memory"]
     with setting(redis_place.client, "maxmemory", used // 2):
-        with pytest.raises(UnavailableError, match="maxmemory"):
+        with pytest.raises(FullError, match="maxmemory"):
             store.append([make.row(10)])
         assert make.forget(store, "DEV", "eeg", make.epoch, [(0, 1)]) == [1, 2]
         store.close()
