@@ -333,13 +333,12 @@ async def test_an_outbox_that_its_gateway_no_longer_names_is_gone(one: Key) -> N
     newer = BlockKey(one.key.device, "eeg", "e2")
     await gap_rows.note_wanted(one.connection, "gw-1", [(newer, 0, 3)])
     assert await gap_rows.mark_gone(one.connection) == []
-    for ago in (60, 20):  # asked about the old one; and about the new one so lately that more may come
-        await one.connection.execute(
-            "UPDATE ledger SET asked_at = now() - %s * interval '1 s' WHERE epoch = 'e2'", (ago,)
-        )
+    when = "UPDATE ledger SET asked_at = now() - %s * interval '1 s' WHERE epoch = %s"
+    for old_s, new_s in ((0, 60), (60, 60), (3600, 20)):  # the last: so lately that the rest of the question may follow
+        await one.connection.execute(when, (old_s, "e1"))
+        await one.connection.execute(when, (new_s, "e2"))
         assert await gap_rows.mark_gone(one.connection) == []
-    await one.connection.execute("UPDATE ledger SET asked_at = now() - interval '1 h' WHERE epoch = 'e1'")
-    await one.connection.execute("UPDATE ledger SET asked_at = now() - interval '1 min' WHERE epoch = 'e2'")
+    await one.connection.execute(when, (60, "e2"))
     assert await gap_rows.mark_gone(one.connection) == [one.key]
     one.model.is_gone = True
     await one.review()
