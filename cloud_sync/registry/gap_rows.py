@@ -6,7 +6,7 @@ A ledger row is reviewed under its lock, in a transaction of its own; what it co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from cloud_sync.registry.admin import record_act
 from cloud_sync.registry.alerts import open_alerts
 from cloud_sync.registry.database import Connection
 from cloud_sync.registry.entries import BlockKey, short
+from cloud_sync.registry.gap_changes import Changes, Hole, OpenRow, changes
 from cloud_sync.registry.losses import ARRIVED, INSERT_GAP, LOST, RECORDED, TRANSPORT
 from gateway.samples import LOSS
 
@@ -33,39 +34,6 @@ ELSEWHERE_ALERT = "samples_elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
-class Hole:
-    """Sequences [first, stop) that are missing, with the times at its ends as far as they are known."""
-
-    first: int
-    stop: int
-    before_at: datetime | None = None
-    """Of the last sample before it."""
-    after_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRow:
-    """A row that is open, with the sequences that it had when it was last looked at."""
-
-    id: int
-    first: int
-    stop: int
-    opened_at: datetime
-
-
-@dataclass(slots=True)
-class Changes:
-    """How the open rows become the holes."""
-
-    moved: list[tuple[OpenRow, Hole]] = field(default_factory=list)
-    opened: list[tuple[datetime | None, Hole]] = field(default_factory=list)
-    """With the time when the row that it was a part of was opened."""
-    merged: list[OpenRow] = field(default_factory=list)
-    """Their hole is another row's now."""
-    filled: list[OpenRow] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
 class _Row:
     """A ledger row under its lock."""
 
@@ -77,41 +45,6 @@ class _Row:
     newest_at: datetime | None
     seen_at: datetime
     samples_a_block: float
-
-
-def changes(holes: Sequence[Hole], rows: Sequence[OpenRow], *, are_all: bool) -> Changes:
-    """Match holes and open rows, both in order and each without overlap; `are_all`: there are no further holes.
-
-    A row stays with the first hole that it overlaps; further ones become rows of their own. Pure.
-    """
-    found = Changes()
-    horizon = None if are_all or not holes else holes[-1].stop
-    taken: set[int] = set()
-    number = 0
-    for hole in holes:
-        while number < len(rows) and rows[number].stop <= hole.first:
-            number += 1
-        touching: list[OpenRow] = []
-        at = number
-        while at < len(rows) and rows[at].first < hole.stop:
-            touching.append(rows[at])
-            at += 1
-        owner = next((row for row in touching if row.id not in taken), None)
-        if owner is None:
-            found.opened.append((touching[0].opened_at if touching else None, hole))
-            continue
-        taken.add(owner.id)
-        if (owner.first, owner.stop) != (hole.first, hole.stop):
-            found.moved.append((owner, hole))
-        for row in touching:
-            if row.id not in taken and row.stop <= hole.stop:
-                taken.add(row.id)
-                found.merged.append(row)
-    if horizon is None:
-        found.filled = [row for row in rows if row.id not in taken]
-    else:
-        found.filled = [row for row in rows if row.id not in taken and row.stop <= horizon]
-    return found
 
 
 async def note_wanted(connection: Connection, gateway: str, wanted: Sequence[tuple[BlockKey, int, int]]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
-from uuid import UUID
 
 from psycopg.types.multirange import Int8Multirange
 
@@ -33,8 +32,7 @@ from cloud_sync.registry.entries import (
     storable,
 )
 from cloud_sync.registry.instants import instant_of_ns
-from cloud_sync.registry.streams import storable_rate
-from gateway.errors import RefusedError
+from cloud_sync.registry.stream_counts import count_points, see_devices
 
 __all__ = [
     "Batch",
@@ -47,7 +45,9 @@ __all__ = [
     "Ranges",
     "commit",
     "committed",
-    "count_points",
+    "committed_within",
+    "known",
+    "lock_rows",
 ]
 
 PARKED_ALERT = "parked_data"
@@ -127,7 +127,7 @@ async def commit(connection: Connection, batch: Batch) -> set[Identity]:
         claim = await _claim(connection, entries)
         new = claim.new
         fresh = [entry for identity, entry in entries.items() if identity in new]
-        await _see_devices(connection, fresh)
+        await see_devices(connection, _newest_of_devices(fresh))
         await count_points(
             connection,
             [(part, entry.rate_hz if isinstance(entry, BlockCommit) else None)
@@ -331,66 +331,14 @@ async def _keep_edges(connection: Connection, claim: _Claim, entries: dict[Ident
     )
 
 
-async def _see_devices(connection: Connection, entries: Sequence[_Entry]) -> None:
-    """Keep `last_seen_at` and, of the newest data, `gateway_id` of the devices that sent the new blocks."""
+def _newest_of_devices(entries: Sequence[_Entry]) -> dict[str, tuple[int, str]]:
+    """The newest time, ns, that the new blocks of each device have, and the gateway that sent it."""
     seen: dict[str, tuple[int, str]] = {}
     for entry in entries:
         if isinstance(entry, BlockCommit | ParkedBlock) and (isinstance(entry, ParkedBlock) or entry.parts):
             last_ns = entry.last_ns if isinstance(entry, ParkedBlock) else max(part.last_ns for part in entry.parts)
             seen[entry.key.device] = max(seen.get(entry.key.device, (last_ns, "")), (last_ns, short(entry.gateway)))
-    if not seen:
-        return
-    await connection.execute("SELECT FROM devices WHERE serial = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (list(seen),))
-    await connection.execute(
-        # A device whose clock is ahead was still not seen later than now.
-        "UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, least(s.last_at, now())), "
-        "gateway_id = CASE WHEN d.gateway_id IS NULL OR d.last_seen_at IS NULL OR s.last_at >= d.last_seen_at "
-        "THEN s.gateway_id ELSE d.gateway_id END "
-        "FROM unnest(%s::text[], %s::timestamptz[], %s::text[]) AS s(serial, last_at, gateway_id) "
-        "WHERE d.serial = s.serial",
-        (
-            list(seen),
-            [instant_of_ns(last_ns) for last_ns, _ in seen.values()],
-            [gateway for _, gateway in seen.values()],
-        ),
-    )
-
-
-async def count_points(connection: Connection, parts: Sequence[tuple[Part, float | None]]) -> None:
-    """Add points to their streams' counts and last times, and set the sampling rate of those that have none.
-
-    Within the transaction that proves that these parts were never counted. Raises `RefusedError`.
-    """
-    points: dict[UUID, int] = {}
-    last_ns: dict[UUID, int] = {}
-    rates: dict[UUID, float | None] = {}
-    for part, rate_hz in parts:
-        stream = part.stream_id
-        points[stream] = points.get(stream, 0) + part.point_count
-        last_ns[stream] = max(last_ns.get(stream, part.last_ns), part.last_ns)
-        rates[stream] = storable_rate(rate_hz) or rates.get(stream)
-    if not points:
-        return
-    streams = list(points)
-    await connection.execute("SELECT FROM signal_streams WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (streams,))
-    cursor = await connection.execute(
-        "UPDATE signal_streams s SET point_count = s.point_count + n.points, "
-        "last_sample_at = greatest(s.last_sample_at, n.last_at), "
-        "sample_rate_hz = coalesce(s.sample_rate_hz, n.rate_hz) "
-        "FROM unnest(%s::uuid[], %s::int8[], %s::timestamptz[], %s::float8[]) AS n(id, points, last_at, rate_hz) "
-        "WHERE s.id = n.id",
-        (
-            streams,
-            [points[stream] for stream in streams],
-            [instant_of_ns(last_ns[stream]) for stream in streams],
-            [rates[stream] for stream in streams],
-        ),
-    )
-    if cursor.rowcount != len(streams):
-        raise RefusedError(
-            f"{len(streams) - cursor.rowcount} of {len(streams)} streams to count points of do not exist",
-            hint="they were deleted after their points were written: resolve the blocks again",
-        )
+    return seen
 
 
 async def _park(connection: Connection, parked: Sequence[ParkedBlock]) -> None:

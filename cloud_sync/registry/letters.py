@@ -15,7 +15,8 @@ from cloud_sync.registry.database import Connection
 from cloud_sync.registry.dead_letters import LETTERS_ALERT
 from cloud_sync.registry.entries import DeadLetter, LossCommit, Part
 from cloud_sync.registry.instants import NS_PER_US, us_of_instant
-from cloud_sync.registry.ledger import PARKED_ALERT, count_points, lock_rows
+from cloud_sync.registry.ledger import PARKED_ALERT, lock_rows
+from cloud_sync.registry.stream_counts import count_points
 
 
 @dataclass(frozen=True, slots=True)
