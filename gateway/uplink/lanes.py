@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from operator import itemgetter
 
+SPANS_MAX = 32_000
+"""About 4 MB, and more than holes can be. Of more, as when a link is too slow for days, the oldest are joined: rows
+between two, that were sent and have no receipt yet, go out again, which costs only their bytes."""
+
 
 class Lane(Enum):
     """Where a row is sent from."""
@@ -80,10 +84,16 @@ class Lanes:
         self._backlog[start:stop] = [(low, high) for low, high in rest if low < high]
 
     def _add(self, spans: Iterable[tuple[int, int]]) -> None:
-        merged: list[tuple[int, int]] = []
-        for low, high in sorted([*self._backlog, *spans]):
-            if merged and low <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-            else:
-                merged.append((low, high))
-        self._backlog = merged
+        for low, high in spans:
+            start = bisect_left(self._backlog, low, key=itemgetter(1))
+            stop = bisect_right(self._backlog, high, key=itemgetter(0))
+            touching = self._backlog[start:stop]
+            lowest, highest = (touching[0][0], touching[-1][1]) if touching else (low, high)
+            self._backlog[start:stop] = [(min(low, lowest), max(high, highest))]
+            if len(self._backlog) > SPANS_MAX:
+                self._join_oldest()
+
+    def _join_oldest(self) -> None:
+        oldest = self._backlog[: SPANS_MAX // 2]
+        pairs = zip(oldest[::2], oldest[1::2], strict=True)
+        self._backlog[: len(oldest)] = [(low, high) for (low, _), (_, high) in pairs]

@@ -129,19 +129,18 @@ class Sender:
         """Send the beginning of a span, as far as there is room. False when the connection is lost."""
         limit = min(ROWS_MAX, 1 + int(room / self._row_bytes) if self._row_bytes else 1)
         rows = await self._outbox.fetch(span.after, span.through, limit)
+        after = span.after
         for stored in rows:
-            is_under_way = stored.id in self._window
-            if not is_under_way:
+            if stored.id not in self._window:
                 if self._window.backlog_room(_now_s()) <= 0:
                     return True
                 if not self._publish(stored, Lane.BACKLOG):
                     return False
-            self._lanes.sent(Span(Lane.BACKLOG, span.after, stored.id))
-            if not is_under_way:
-                self._remember(stored.id)
-        if len(rows) < limit:
-            self._lanes.sent(span)
-        through = rows[-1].id if len(rows) == limit else span.through
+            self._lanes.sent(Span(Lane.BACKLOG, after, stored.id))
+            self._remember(stored.id)  # which may put it back: what is behind `after` is not touched again
+            after = stored.id
+        through = span.through if len(rows) < limit else after
+        self._lanes.sent(Span(Lane.BACKLOG, after, through))
         self._forget_refused(span.after, through, {stored.id for stored in rows})
         return True
 

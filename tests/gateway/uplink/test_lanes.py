@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from gateway.uplink import lanes as lanes_module
 from gateway.uplink.lanes import Lane, Lanes, Span
 
 
@@ -55,6 +57,27 @@ def test_spans_in_the_middle_and_across_are_taken_out() -> None:
     assert lanes.backlog() == Span(Lane.BACKLOG, 0, 3)
     lanes.sent(Span(Lane.BACKLOG, 0, 3))
     assert lanes.backlog() == Span(Lane.BACKLOG, 12, 20)
+
+
+def test_a_link_that_is_too_slow_for_days_costs_bounded_memory_and_forgets_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every second row finds no room and becomes backlog."""
+    monkeypatch.setattr(lanes_module, "SPANS_MAX", 100)
+    lanes = Lanes(0)
+    last = 1_000
+    for number in range(1, last + 1):
+        lanes.sent(Span(Lane.LIVE, number - 1, number))
+        if number % 2:
+            lanes.put_back([number])
+        assert len(lanes._backlog) <= lanes_module.SPANS_MAX
+    waiting = {row for low, high in lanes._backlog for row in range(low + 1, high + 1)}
+    assert waiting >= set(range(1, last + 1, 2))
+    assert set(range(last - lanes_module.SPANS_MAX // 2, last + 1, 2)).isdisjoint(waiting)  # the newest are exact
+    previous = 0
+    for low, high in lanes._backlog:
+        assert previous <= low < high
+        previous = high
 
 
 def test_many_single_rows_are_put_back_and_sent_in_linear_time() -> None:

@@ -284,6 +284,22 @@ async def test_with_too_much_to_remember_the_backlog_waits_and_nothing_is_forgot
     assert set(cloud.counts()) == set(range(36))
 
 
+async def test_a_row_that_was_too_much_to_remember_is_remembered_when_there_is_room_though_it_is_under_way(
+    chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unreceipted_module, "ROWS_MAX", 1)
+    session = Scripted()
+    async with chain.outbox() as outbox, sending(outbox, session) as sender:
+        for at in range(2):
+            outbox.append(chain.block(at=at))
+        await chain.until(lambda: len(session.published) == 2)
+        assert (set(sender._unreceipted), set(sender._window)) == ({1}, {1, 2})
+        sender.receipted([1])
+        await chain.until(lambda: sender._lanes.backlog() is None)
+        assert set(sender._unreceipted) == {2}
+        assert len(session.published) == 2
+
+
 async def test_an_outbox_that_cannot_be_read_holds_the_sender_up_but_does_not_end_it(
     chain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
