@@ -93,6 +93,8 @@ class Outbox:
         """Samples that were given up since the opening, by device, signal and cause."""
         self._stepping = asyncio.Lock()
         self._due = asyncio.Event()
+        self._stored = Holding(0, 0, 0)
+        """What the store held when nothing was under way."""
         self._holding = Holding(0, 0, 0)
         self._commit_began: float | None = None
         self._is_overfull = False
@@ -334,7 +336,10 @@ class Outbox:
 
     def _look(self) -> None:
         """See what the store holds after a step, without what is only waiting to go."""
-        found = self._store.holding()
+        if self._commit_began is None:
+            # While a step is in the thread, the store may be before it or after it; what is receipted is before.
+            self._stored = self._store.holding()
+        found = self._stored
         size = found.size - sum(place.size for place in self._receipted.values())
         self._holding = Holding(found.rows - len(self._receipted), size, found.last_id)
         if not (self._holding.rows or self._pending or self._unaccepted):

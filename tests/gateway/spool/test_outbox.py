@@ -434,6 +434,32 @@ async def test_empty_is_not_set_by_a_receipt_while_a_commit_is_under_way(store: 
         assert outbox.empty.is_set()
 
 
+async def test_a_receipt_that_is_heard_when_the_step_has_just_ended_takes_nothing_off_twice(
+    store: Any, make: Any
+) -> None:
+    has_ended = threading.Event()
+    replace = store._store.replace
+
+    def replace_and_tell(*arguments: Any) -> None:
+        replace(*arguments)
+        has_ended.set()
+
+    store._store.replace = replace_and_tell
+    async with opened(store) as outbox:
+        for at in range(3):
+            outbox.append(make.block(at=at))
+        await outbox.commit()
+        await outbox.forget("DEV", "eeg", outbox.epoch, [(0, 0)])
+        receipt = asyncio.create_task(outbox.forget("DEV", "eeg", outbox.epoch, [(1, 1)]))
+        commit = asyncio.create_task(outbox.commit())
+        await asyncio.sleep(0)  # both are in the thread's queue
+        assert has_ended.wait(SECONDS_MAX)  # and done, before the event loop hears of either
+        await receipt
+        assert (outbox.holding.rows, outbox.empty.is_set()) == (1, False)
+        await commit
+        assert (outbox.holding.rows, outbox.empty.is_set()) == (1, False)
+
+
 async def test_with_no_disk_memory_is_bounded_and_what_found_no_room_is_on_record(
     store: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
