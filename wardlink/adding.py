@@ -22,10 +22,19 @@ LAST_NUMBER = 99
 _NUMBERED = re.compile(r"(\d{2})-.*\.toml")
 
 
-def add(config: Path, driver: str, serial: str, place: Mapping[str, str], channels: Sequence[str] | None = None) -> int:
-    """Write the device's file and say what is next. `place`: `port` or `address`. Raises `ConfigError`."""
+def add(
+    config: Path, driver: str, serial: str, place: Mapping[str, str | int], channels: Sequence[str] | None = None
+) -> int:
+    """Write the device's file and say what is next. Raises `ConfigError`.
+
+    `place`: `port`, `address`, `file`, `stream`, `board_id`: what the driver needs of them.
+    """
     _refuse_unfit(settings.load(config), driver, serial)
-    place = {key: _stable(value) if key == "port" else value.upper() for key, value in place.items()}
+    if not place:
+        raise ConfigError(
+            f"where {serial} is was not said", hint="one of --port, --address, --file, --stream, --board-id"
+        )
+    place = {key: _settled(key, value) for key, value in place.items()}
     text = _table({"driver": driver, "serial": serial, **place}, channels)
     folder = config.parent / "conf.d"
     file = folder / f"{_number(folder):02d}-{serial}.toml"
@@ -64,20 +73,32 @@ def _refuse_unfit(chosen: settings.Settings, driver: str, serial: str) -> None:
             )
 
 
+def _settled(key: str, value: str | int) -> str | int:
+    """As it is to be found from everywhere, and after the next plug."""
+    match key, value:
+        case "port", str(port):
+            return _stable(port)
+        case "address", str(address):
+            return address.upper()
+        case "file", str(file):
+            return str(Path(file).absolute())
+    return value
+
+
 def _stable(port: str) -> str:
     return port if port.startswith("/dev/serial/") else stable_name(port) or port
 
 
-def _table(values: Mapping[str, str], channels: Sequence[str] | None) -> str:
-    lines = ["[[device]]", *(f"{key} = {_quoted(value)}" for key, value in values.items())]
+def _table(values: Mapping[str, str | int], channels: Sequence[str] | None) -> str:
+    lines = ["[[device]]", *(f"{key} = {_value(value)}" for key, value in values.items())]
     if channels is not None:
-        lines.append(f"channels = [{', '.join(map(_quoted, channels))}]")
+        lines.append(f"channels = [{', '.join(map(_value, channels))}]")
     return "\n".join(lines) + "\n"
 
 
-def _quoted(text: str) -> str:
-    """A basic string of TOML, whose escapes are JSON's."""
-    return json.dumps(text, ensure_ascii=False)
+def _value(value: str | int) -> str:
+    """A number or a basic string of TOML, whose escapes are JSON's."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _number(folder: Path) -> int:

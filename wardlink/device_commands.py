@@ -57,14 +57,20 @@ def _add_add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " on an error nothing is left.",
         epilog="examples:\n"
         "  wardlink gateway add heart_rate STRAP-1 --address 00:22:D0:3A:10:01\n"
-        "  wardlink gateway add cyton CYTON-1 --port /dev/ttyUSB0 --channels Fp1,Fp2,C3,C4,P7,P8,O1,O2",
+        "  wardlink gateway add cyton CYTON-1 --port /dev/ttyUSB0 --channels Fp1,Fp2,C3,C4,P7,P8,O1,O2\n"
+        "  wardlink gateway add replay REC-1 --file night.edf",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("driver", metavar="DRIVER", help="one that `wardlink gateway drivers` lists")
     parser.add_argument("serial", metavar="SERIAL", help="the serial number under which the registry knows the device")
-    place = parser.add_mutually_exclusive_group(required=True)
+    place = parser.add_mutually_exclusive_group()
     place.add_argument("--port", help="serial port; its name in /dev/serial/by-id is taken where there is one")
     place.add_argument("--address", help="Bluetooth address")
+    place.add_argument("--file", help="recording (driver replay)")
+    place.add_argument("--stream", metavar="NAME", help="name of the LSL stream (driver lsl)")
+    parser.add_argument(
+        "--board-id", type=int, metavar="N", help="BrainFlow's number of the board (driver brainflow), beside its place"
+    )
     parser.add_argument("--channels", metavar="A,B,…", help="electrode names in the order of the inputs")
     _add_config(parser)
     parser.set_defaults(handler=_add)
@@ -160,7 +166,8 @@ def _scan(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> int:
     from wardlink import adding  # noqa: PLC0415
 
-    place = {"port": args.port} if args.port is not None else {"address": args.address}
+    places = {name: getattr(args, name) for name in ("port", "address", "file", "stream", "board_id")}
+    place = {name: value for name, value in places.items() if value is not None}
     channels = None if args.channels is None else [name.strip() for name in args.channels.split(",")]
     return adding.add(args.config, args.driver, args.serial, place, channels)
 

@@ -124,11 +124,34 @@ def test_a_configuration_that_was_wrong_before_is_not_added_to(
     assert files(config) == ["gateway.toml"]
 
 
-def test_a_place_is_needed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        add(config, "heart_rate", "STRAP-1")
-    assert ended.value.code == 2
-    assert "--port --address is required" in capsys.readouterr().err
+@pytest.mark.parametrize("driver", ["cyton", "heart_rate", "replay", "lsl", "brainflow"])
+def test_a_place_is_needed(config: Path, capsys: pytest.CaptureFixture[str], driver: str) -> None:
+    assert add(config, driver, "X-1") == 2
+    assert capsys.readouterr().err.startswith(
+        "error: where X-1 is was not said\nhint: one of --port, --address, --file"
+    )
+    assert files(config) == ["gateway.toml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["replay", "X-1", "--file", "night.edf"], "file", str(Path.cwd() / "night.edf")),
+        (["lsl", "X-1", "--stream", 'a "lab" stream'], "stream", 'a "lab" stream'),
+        (["brainflow", "X-1", "--board-id", "-1"], "board_id", -1),
+        (["brainflow", "X-1", "--board-id", "1", "--port", "/dev/none"], "port", "/dev/none"),
+    ],
+)
+def test_sources_that_are_no_serial_or_ble_device(config: Path, words: list[str], key: str, value: object) -> None:
+    assert add(config, *words) == 0
+    (device,) = settings.load(config).device
+    assert (device.driver, getattr(device, key)) == (words[0], value)
+
+
+def test_the_wrong_kind_of_place(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert add(config, "cyton", "X-1", "--file", "night.edf") == 2
+    assert "device[0].port: missing" in capsys.readouterr().err
+    assert files(config) == ["gateway.toml"]
 
 
 def test_a_folder_that_cannot_be_written(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
