@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".reserve"
+RENEWED_EVERY_S = 60.0
+"""Between two attempts to set a reserve up again."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -41,6 +44,7 @@ class Reserve:
     def __init__(self, database: Path, size: int) -> None:
         self.path = database.with_name(database.name + SUFFIX)
         self._size = size
+        self._tried_s = 0.0
 
     @property
     def is_there(self) -> bool:
@@ -60,6 +64,12 @@ class Reserve:
             log.warning("no reserve of disk space: %s", error)
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+    def renew(self, floor: int) -> None:
+        """Set it up again, now and then."""
+        if time.monotonic() - self._tried_s > RENEWED_EVERY_S:
+            self._tried_s = time.monotonic()
+            self.make(floor)
 
     def release(self) -> bool:
         """Give its room back. False where it was gone already."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
@@ -21,6 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from gateway.errors import UnavailableError
 from gateway.samples import LOSS, LossCause, LossRecord, SampleBlock
 from gateway.spool import marks, retention, stamping
+from gateway.spool.rows import Unaccepted, encoded
 from gateway.spool.stamping import Final
 from gateway.spool.store import (
     DamagedRow,
@@ -39,7 +39,6 @@ from gateway.spool.store import (
     identity,
 )
 from gateway.spool.store_thread import StoreThread
-from gateway.wire import codec
 from gateway.wire.codec import Identity
 
 log = logging.getLogger(__name__)
@@ -87,8 +86,7 @@ class Outbox:
         """Suspects of which the truth is known; it goes on record with the next step."""
         self._in_step = 0
         """How many of the pending rows are in the step that is under way."""
-        self._unaccepted: dict[tuple[StreamKey, LossCause], LossRecord] = {}
-        """What found no room even in memory, one growing record a stream and cause."""
+        self._unaccepted = Unaccepted()
         self.losses: Counter[tuple[str, str, LossCause]] = Counter()
         """Samples that were given up since the opening, by device, signal and cause."""
         self._stepping = asyncio.Lock()
@@ -130,7 +128,9 @@ class Outbox:
         """
         self.empty.clear()
         if self._pending_bytes > PENDING_BYTES_MAX:
-            self._refuse(content)
+            self._unaccepted.add(content)
+            if isinstance(content, SampleBlock):
+                self.losses[content.device, content.signal, LossCause.SHED] += len(content)
             return
         self._take(self._row(content, boot, offset_ns))
         if len(self._pending) - self._in_step >= self._limits.commit_blocks:
@@ -251,6 +251,7 @@ class Outbox:
             for part in rest:
                 record, place = retention.disappeared(part, self.epoch)
                 log.error("%d samples of %s %s disappeared", record.sample_count, record.device, record.signal)
+                self.losses[record.device, record.signal, record.cause] += record.sample_count
                 self._take(self._row(record, part.boot, part.offset_ns, place))
             self._due.set()
 
@@ -356,42 +357,16 @@ class Outbox:
         offset_ns: int = 0,
         place: tuple[str, int] | None = None,
     ) -> Row:
-        """Encode; with the next sequence, unless epoch and sequence are those of one that was given before."""
-        is_loss = isinstance(content, LossRecord)
-        key = (content.device, LOSS if is_loss else content.signal)
+        """With the next sequence, unless epoch and sequence are those of one that was given before."""
+        key = (content.device, LOSS if isinstance(content, LossRecord) else content.signal)
         epoch, number = place or (self.epoch, self._next.get(key, 0))
-        payload = codec.encode(Identity(self._gateway, *key, epoch, number), content)
+        row = encoded(self._gateway, content, epoch, number, boot, offset_ns)
         if place is None:
             self._next[key] = number + 1
-        return Row(
-            *key,
-            epoch,
-            number,
-            first_ns=content.first_ns,
-            last_ns=content.last_ns,
-            samples=0 if isinstance(content, LossRecord) else len(content),
-            lost=content.sample_count if isinstance(content, LossRecord) else 0,
-            lost_signal=content.signal if is_loss else "",
-            payload=payload,
-            boot=boot,
-            offset_ns=offset_ns,
-        )
-
-    def _refuse(self, content: SampleBlock | LossRecord) -> None:
-        if isinstance(content, LossRecord):
-            record = dataclasses.replace(content, sequences=None, epoch="", block_runs=())
-        else:
-            record = LossRecord(
-                content.device, content.signal, LossCause.SHED, content.first_ns, content.last_ns, len(content)
-            )
-            self.losses[content.device, content.signal, LossCause.SHED] += len(content)
-        key = ((record.device, record.signal), record.cause)
-        before = self._unaccepted.get(key)
-        self._unaccepted[key] = retention.joined(before, record) if before else record
+        return row
 
     def _record_unaccepted(self) -> None:
-        refused, self._unaccepted = self._unaccepted, {}
-        for loss in refused.values():
+        for loss in self._unaccepted.taken():
             log.warning("outbox had no room: %d samples of %s %s lost", loss.sample_count, loss.device, loss.signal)
             self._take(self._row(loss))
 

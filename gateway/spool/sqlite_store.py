@@ -6,40 +6,33 @@ the file or its log is put back, the rest is suspect. A damaged file is set asid
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import sqlite3
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal
 
-from gateway.errors import DamagedError, UnavailableError
+from gateway.errors import UnavailableError
 from gateway.spool import disk
 from gateway.spool.marks import Marks
 from gateway.spool.marks_file import MarksFile
+from gateway.spool.sqlite_file import FOLDER_HINT, SqliteFile
 from gateway.spool.sqlite_format import (
     COUNT,
     FETCH,
     FIND,
-    FORMAT,
-    FORMER,
-    HALF_WAY,
     HELD,
     HELD_RANGES,
     INDEXED_IDENTITY,
     INSERT,
-    PAGE_BYTES,
     RAISE_TALLY,
-    SCHEMA,
     SETTLE,
     SUSPECTS,
     TAKE_OUT,
     UNSTAMPED,
     checked,
-    take_over,
     typed,
     values,
 )
@@ -48,10 +41,7 @@ from gateway.spool.sqlite_recovery import (
     Evidence,
     check_owner,
     found,
-    found_format,
     is_damage,
-    is_full,
-    is_input_or_output,
     make_file,
     put_back,
     read_log,
@@ -63,7 +53,6 @@ from gateway.spool.sqlite_recovery import (
 from gateway.spool.store import (
     DamagedRow,
     EpochKey,
-    FullError,
     Held,
     Holding,
     Place,
@@ -77,15 +66,8 @@ from gateway.spool.store import (
 
 log = logging.getLogger(__name__)
 
-_BUSY_TIMEOUT_S = 5.0
 _CHECKPOINT_PAGES = 8000
 """4 MB of log before it goes into the file: much less would write the pages that change all the time too often."""
-LOG_BYTES_MAX = 16 << 20
-"""A log that somebody's reading kept from being begun anew is cut as soon as it can be."""
-RESERVE_EVERY_S = 60.0
-"""Between two attempts to set the reserve up again."""
-_FOLDER_HINT = "does its folder exist, and does it belong to the service's user?"
-_DISK_HINT = "is the disk full, or mounted read-only?"
 
 
 class SqliteStore:
@@ -105,22 +87,13 @@ class SqliteStore:
     ) -> None:
         self.path = path
         self._read_only = read_only
-        self._synchronous = synchronous
         self._free_bytes_min = free_bytes_min
         self._reserve = disk.Reserve(path, reserve_bytes)
-        self._reserve_tried_s = 0.0
-        self._connection: sqlite3.Connection | None = None
+        self._file = SqliteFile(path, self._reserve, synchronous)
         self._marks_file = MarksFile(path.with_name(path.name + ".marks"))
         self._marks = Marks()
         self._epoch = ""
         self._holding = Holding(0, 0, 0)
-        self._is_open = False
-        self._is_shaken = False
-        """A write or sync failed: what the file holds must be looked at before anything more is accepted."""
-        self._is_broken = False
-        """SQLite calls the file damaged."""
-        self._is_in_doubt = False
-        """A step that failed may have been carried out all the same."""
 
     @property
     def epoch(self) -> str:
@@ -131,7 +104,7 @@ class SqliteStore:
             self._open_to_look()
             return
         try:
-            with self._mapped("open", _FOLDER_HINT):
+            with self._file.mapped("open", FOLDER_HINT):
                 is_ours = self._marks_file.path.exists()
                 kept = self._marks_file.open() if is_ours else None
                 evidence = self._begin(is_ours=is_ours)
@@ -144,8 +117,8 @@ class SqliteStore:
         except BaseException:
             self.close()
             raise
-        self._is_open = True
-        self._is_shaken = self._is_broken = self._is_in_doubt = False
+        self._file.is_in_service = True
+        self._file.is_shaken = self._file.is_broken = self._file.is_in_doubt = False
 
     def append(self, rows: Sequence[Row]) -> None:
         self._step([], rows, (), ())
@@ -195,7 +168,7 @@ class SqliteStore:
         free_pages, size = self._read("SELECT freelist_count, page_size FROM pragma_freelist_count, pragma_page_size")[
             0
         ]
-        with self._mapped("look at its disk"):
+        with self._file.mapped("look at its disk"):
             return int(free_pages * size) + max(disk.free_bytes(self.path.parent) - self._free_bytes_min, 0)
 
     def take_in(self, file: Path) -> int:
@@ -204,9 +177,9 @@ class SqliteStore:
         What was accepted and lost before stays counted as it is. Raises `UnavailableError`.
         """
         self._mend()
-        with self._mapped("take records in"):
+        with self._file.mapped("take records in"):
             here = found(self._db)
-            with self._transaction():
+            with self._file.transaction():
                 count = put_back(self._db, rows_in(file, read_log(file)), EVERYTHING, here)
                 here = found(self._db)
                 for suspect in self.suspects():
@@ -217,16 +190,16 @@ class SqliteStore:
         return count
 
     def close(self) -> None:
-        self._is_open = False
-        self._disconnect()
+        self._file.is_in_service = False
+        self._file.disconnect()
         self._marks_file.close()
 
     # --- opening, and opening again
 
     def _open_to_look(self) -> None:
         try:
-            with self._mapped("open", _FOLDER_HINT):
-                self._connect("ro")
+            with self._file.mapped("open", FOLDER_HINT):
+                self._file.connect("ro")
                 check_owner(self._db, self.path, read_only=True)
                 self._epoch = scalar_text(self._db, "SELECT value FROM outbox WHERE key = 'epoch'")
                 counted = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(id), 0) FROM block"
@@ -240,61 +213,24 @@ class SqliteStore:
         make_file(self.path)
         evidence = Evidence.of(self.path)
         try:
-            self._connect("rw")
+            self._file.connect("rw")
             check_owner(self._db, self.path, read_only=False)
-            self._prepare()
+            self._file.prepare(_CHECKPOINT_PAGES)
             self._db.execute(FETCH, (0, 0, 0))  # a schema that damage has changed names no such column
             found(self._db)
         except sqlite3.DatabaseError as error:
             if not is_damage(error) or not (is_ours or evidence.names_an_outbox()):
                 raise
-            self._disconnect()
+            self._file.disconnect()
             evidence = Evidence.set_aside(self.path, evidence.log)
             make_file(self.path)
-            self._connect("rw")
-            self._prepare()
+            self._file.connect("rw")
+            self._file.prepare(_CHECKPOINT_PAGES)
         return evidence
-
-    def _connect(self, mode: str) -> None:
-        self._connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=_BUSY_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,  # opened and used in the outbox's one thread, closed from wherever it ends
-        )
-        # A damaged text must come to the comparison of checksums, not raise for the whole window that it is in.
-        self._connection.text_factory = lambda raw: raw.decode(errors="replace")
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.close()
-            self._connection = None
-
-    def _prepare(self) -> None:
-        self.path.chmod(0o600)
-        run = self._db.execute
-        run(f"PRAGMA page_size = {PAGE_BYTES}")
-        if (mode := scalar_text(self._db, "PRAGMA journal_mode = WAL")) != "wal":
-            raise UnavailableError(
-                f"outbox {self.path}: its file system gives no write-ahead log, only {mode!r}",
-                hint="spool.path must be on a local disk",
-            )
-        run(f"PRAGMA synchronous = {self._synchronous}")
-        run("PRAGMA secure_delete = OFF")  # what is forgotten was sent: writing zeros over it only wears the card
-        run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        run(f"PRAGMA journal_size_limit = {LOG_BYTES_MAX}")
-        if found_format(self._db) in {FORMER, HALF_WAY}:
-            take_over(self._db, self._transaction)
-        with self._transaction():
-            for statement in SCHEMA.split(";"):
-                run(statement)
-            run("INSERT OR IGNORE INTO outbox VALUES ('format', ?)", (FORMAT,))
 
     def _begin_epoch(self, epoch: str) -> None:
         self._epoch = epoch
-        with self._transaction():
+        with self._file.transaction():
             self._db.execute("INSERT OR REPLACE INTO outbox VALUES ('epoch', ?)", (epoch,))
 
     def _reconcile(self, expected: Marks | None, evidence: Evidence) -> None:
@@ -303,17 +239,17 @@ class SqliteStore:
         sought = expected if expected is not None or not evidence.is_aside else EVERYTHING
         if sought is EVERYTHING or (sought and sought.lacking(here.marks)):
             log.error("outbox %s lacks rows that it had accepted: looking for them", self.path)
-            with self._transaction():
+            with self._file.transaction():
                 count = put_back(self._db, evidence.rows(), sought, here)
                 if sought is EVERYTHING:
                     recount(self._db)
             here = found(self._db)
             missing = sought.lacking(here.marks) if isinstance(sought, Marks) else []
             log.error("%d rows were found and put back; %d ranges stay missing", count, len(missing))
-            with self._transaction():
+            with self._file.transaction():
                 record_suspects(self._db, missing)
         if expected is not None:
-            with self._transaction():
+            with self._file.transaction():
                 self._db.executemany(RAISE_TALLY, [(*key, *astuple(tally)) for key, tally in expected.tallies.items()])
         self._marks = expected.agreed(here.marks) if expected else here.marks
         self._marks.bound()
@@ -326,26 +262,26 @@ class SqliteStore:
         A failed sync may have dropped what was written before it: the whole log goes into the file, synced, before
         anything is accepted again.
         """
-        if self._connection is not None and not (self._is_shaken or self._is_broken):
+        if self._file.connection is not None and not (self._file.is_shaken or self._file.is_broken):
             return
-        if not self._is_open:
+        if not self._file.is_in_service:
             raise UnavailableError(f"outbox {self.path} is not open")
-        log_bytes = read_log(self.path) if self._is_broken else b""  # closing puts the log into the file
-        self._disconnect()
-        with self._mapped("open again"):
-            if self._is_broken and self.path.exists():
+        log_bytes = read_log(self.path) if self._file.is_broken else b""  # closing puts the log into the file
+        self._file.disconnect()
+        with self._file.mapped("open again"):
+            if self._file.is_broken and self.path.exists():
                 evidence = Evidence.set_aside(self.path, log_bytes)
-                self._is_broken = False
+                self._file.is_broken = False
                 make_file(self.path)
-                self._connect("rw")
-                self._prepare()
+                self._file.connect("rw")
+                self._file.prepare(_CHECKPOINT_PAGES)
             else:
                 evidence = self._begin(is_ours=True)
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._reconcile(self._marks, evidence)
             self._begin_epoch(self._epoch)
             self._marks_file.write(self._marks)
-        self._is_shaken = False
+        self._file.is_shaken = False
         log.warning("outbox %s was opened again after a fault", self.path)
 
     # --- steps
@@ -356,8 +292,8 @@ class SqliteStore:
         if self._read_only:
             raise UnavailableError(f"outbox {self.path} was opened to be looked at only")
         self._mend()
-        with self._mapped("write"):
-            new = self._not_carried_out(rows, ids) if self._is_in_doubt else rows
+        with self._file.mapped("write"):
+            new = self._not_carried_out(rows, ids) if self._file.is_in_doubt else rows
             try:
                 self._exchange(ids, new, receipted, settled)
             except sqlite3.DatabaseError as error:
@@ -366,11 +302,11 @@ class SqliteStore:
                 # The row of an id may no longer fit its index entry, which is why it is being replaced.
                 self._db.execute("REINDEX block")
                 self._exchange(ids, new, receipted, settled)
-            self._is_in_doubt = True
+            self._file.is_in_doubt = True
             self._marks_file.write(self._marks)
-            self._is_in_doubt = False
-            self._keep_log_short()
-        self._set_reserve_up()
+            self._file.is_in_doubt = False
+            self._file.keep_log_short()
+        self._reserve.renew(self._free_bytes_min)
 
     def _exchange(
         self, ids: Sequence[int], rows: Sequence[Row], receipted: Sequence[Place], settled: Sequence[Suspect]
@@ -378,7 +314,7 @@ class SqliteStore:
         """Take rows out, put others in and count, in one transaction."""
         counts: Counted = {}
         marks = self._marks.copy()
-        with self._transaction():
+        with self._file.transaction():
             gone, sizes = self._take_out(ids, marks, counts)
             if ids:
                 # Before they go: a cut between the two must not show as missing what is on record as lost.
@@ -431,22 +367,16 @@ class SqliteStore:
                 new.append(row)
         return new
 
-    def _keep_log_short(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if self.path.with_name(self.path.name + "-wal").stat().st_size > LOG_BYTES_MAX:
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _set_reserve_up(self) -> None:
-        if time.monotonic() - self._reserve_tried_s > RESERVE_EVERY_S:
-            self._reserve_tried_s = time.monotonic()
-            self._reserve.make(self._free_bytes_min)
-
     # --- reading
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._file.db
 
     def _read(self, query: str, arguments: Sequence[object] = ()) -> list[Any]:
         if not self._read_only:
             self._mend()
-        with self._mapped("read"):
+        with self._file.mapped("read"):
             return self._db.execute(query, arguments).fetchall()
 
     def _rows(self, query: str, arguments: Sequence[int]) -> list[StoredRow | DamagedRow]:
@@ -459,42 +389,6 @@ class SqliteStore:
     def _tallies(self) -> Mapping[StreamKey, Tally]:
         rows = self._db.execute("SELECT device, signal, blocks, accepted, lost FROM tally").fetchall()
         return {(device, signal): Tally(*numbers) for device, signal, *numbers in rows}
-
-    @property
-    def _db(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise UnavailableError(f"outbox {self.path} is not open")
-        return self._connection
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-            raise
-
-    @contextlib.contextmanager
-    def _mapped(self, doing: str, hint: str = _DISK_HINT) -> Iterator[None]:
-        """Turn what SQLite and the system say into errors of ours, and remember what has to be mended."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            text = f"outbox {self.path}: cannot {doing}: {error}"
-            if is_full(error):
-                self._reserve.release()
-                raise FullError(text, hint=hint) from error
-            if isinstance(error, OSError | sqlite3.OperationalError) and not is_damage(error):
-                self._is_shaken = self._is_in_doubt = self._is_shaken or is_input_or_output(error)
-                raise UnavailableError(text, hint=hint) from error
-            if is_damage(error) and self._is_open:
-                self._is_broken = self._is_in_doubt = True
-                raise UnavailableError(text, hint="what is intact in it goes into a new file") from error
-            raise DamagedError(text) from error
 
 
 Counted = dict[StreamKey, tuple[int, int, int]]

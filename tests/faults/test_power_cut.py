@@ -81,7 +81,7 @@ class CarelessStore(SqliteStore):
     """The control: takes a failed fsync for a success, and goes on without a look at the file."""
 
     def _mend(self) -> None:
-        self._is_shaken = False
+        self._file.is_shaken = False
         super()._mend()
 
     def append(self, rows: Sequence[Row]) -> None:

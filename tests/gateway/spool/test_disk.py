@@ -10,7 +10,7 @@ import pytest
 
 from gateway.errors import UnavailableError
 from gateway.samples import LossCause, LossRecord
-from gateway.spool import disk, sqlite_store
+from gateway.spool import disk, sqlite_file
 from gateway.spool.disk import Reserve
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
@@ -35,7 +35,7 @@ def fill_up(store: SqliteStore) -> None:
 def test_on_a_full_disk_the_reserve_is_released_and_it_comes_back_when_there_is_room(
     sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "RESERVE_EVERY_S", 0.0)
+    monkeypatch.setattr(disk, "RENEWED_EVERY_S", 0.0)
     store = store_at(sqlite_place.path)
     store.open()
     reserve = sqlite_place.path.with_name("outbox.db.reserve")
@@ -141,8 +141,8 @@ async def test_free_space_below_its_floor_stops_the_growth_and_not_the_outbox(
 
 
 def test_a_log_that_a_reader_kept_long_is_cut(sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_store, "LOG_BYTES_MAX", 100_000)
-    monkeypatch.setattr(sqlite_store, "_BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sqlite_file, "LOG_BYTES_MAX", 100_000)
+    monkeypatch.setattr(sqlite_file, "_BUSY_TIMEOUT_S", 0.01)
     store = sqlite_place.open()
     store.append([make.row(0)])
     reader = sqlite_place.open(read_only=True)

@@ -308,7 +308,7 @@ def test_a_full_disk_changes_nothing_and_is_survived(sqlite_place: Any, make: An
 def test_a_file_that_is_locked_for_long_is_unavailable_and_comes_back(
     sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.spool.sqlite_store._BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("gateway.spool.sqlite_file._BUSY_TIMEOUT_S", 0.01)
     store = sqlite_place.open()
     with contextlib.closing(sqlite3.connect(sqlite_place.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
