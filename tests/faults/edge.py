@@ -37,11 +37,18 @@ class Edge:
 
 @asynccontextmanager
 async def running_edge(
-    ward: Any, name: str, folder: Path, *, port: int | None = None, resend_after_s: float = 60.0, at: int = 0
+    ward: Any,
+    name: str,
+    folder: Path,
+    *,
+    port: int | None = None,
+    resend_after_s: float = 60.0,
+    at: int = 0,
+    bytes_max: int = Limits.bytes_max,
 ) -> AsyncIterator[Edge]:
     """Its next block is number `at`; it talks to the ward's broker, or to what is at this port."""
     login = await asyncio.to_thread(ward.mosquitto.gateway, name)
-    outbox = Outbox(SqliteStore(folder / "outbox.db"), name, Limits(commit_interval_s=0.01))
+    outbox = Outbox(SqliteStore(folder / "outbox.db"), name, Limits(commit_interval_s=0.01, bytes_max=bytes_max))
     await outbox.open()
     window = Window(delay_s=0.5, bytes_max=WINDOW_BYTES_MAX)
     broker = Broker(ward.mosquitto.host, port or ward.mosquitto.port, name, login.user, login.password)
