@@ -403,6 +403,20 @@ async def test_what_a_real_broker_is_too_narrow_for_is_on_record_until_its_limit
         await chain.until(lambda: any(len(message.payload) == 30_000 for message in cloud.blocks))
 
 
+async def test_that_receipts_are_overdue_is_told_before_anything_is_sent_again(chain: Any) -> None:
+    session = Scripted()
+    resent: list[int] = []
+    async with chain.outbox() as outbox, sending(outbox, session, resend_after_s=2.0) as sender:
+        sender.bridge_present = True
+        sender.on_overdue = lambda: resent.append(sender.resent)
+        outbox.append(chain.block())
+        await chain.until(lambda: len(session.published) == 1)
+        session.published[0][1].set_result(None)
+        await chain.until(lambda: len(session.published) == 2)
+    assert resent
+    assert resent[0] == 0
+
+
 async def test_a_refused_block_that_is_given_up_is_no_longer_on_record_as_refused(chain: Any) -> None:
     session = Scripted()
     async with chain.outbox() as outbox, sending(outbox, session, resend_after_s=0.1) as sender:
