@@ -74,20 +74,31 @@ def estimates(boots: Sequence[BootTime]) -> Mapping[str, Estimate]:
     began whose time is known. Within that it is where its own clock was; the bound reaches to both ends.
     """
     found: dict[str, Estimate] = {}
-    ended_ns = 0
+    ended_low_ns = ended_ns = 0
+    """End of the boot before: at the earliest, and as it was estimated."""
     for place, boot in enumerate(boots[:-1]):
         if boot.anchor is not None:
-            ended_ns = boot.anchor.offset_ns + boot.seen_at_ns
+            ended_low_ns = ended_ns = boot.anchor.offset_ns + boot.seen_at_ns
             continue
-        low_ns = max(boot.after_ns, ended_ns)
-        later = next((after.anchor for after in boots[place + 1 :] if after.anchor is not None), None)
-        if later is None:
-            offset_ns, error_ns = max(boot.stated_ns, low_ns + UNWRITTEN_NS), WIDEST_ERROR_NS
-        else:
-            begun_ns = later.offset_ns + later.error_at(0)
-            high_ns = begun_ns - boot.seen_at_ns
-            offset_ns = min(max(boot.stated_ns, low_ns + UNWRITTEN_NS), max(low_ns, high_ns - UNWRITTEN_NS))
-            error_ns = max(abs(offset_ns - low_ns), abs(high_ns - offset_ns))
-        found[boot.boot] = Estimate(offset_ns, min(error_ns, WIDEST_ERROR_NS))
-        ended_ns = offset_ns + boot.seen_at_ns
+        low_ns = max(boot.after_ns, ended_low_ns)
+        high_ns, kept_clear_ns = _latest(boots[place:])
+        earliest_ns = max(low_ns, ended_ns) + UNWRITTEN_NS
+        offset_ns = max(boot.stated_ns, earliest_ns)
+        error_ns = WIDEST_ERROR_NS
+        if high_ns is not None:
+            offset_ns = min(offset_ns, max(low_ns, ended_ns, high_ns - kept_clear_ns))
+            error_ns = min(error_ns, max(abs(offset_ns - low_ns), abs(high_ns - offset_ns)))
+        found[boot.boot] = Estimate(offset_ns, error_ns)
+        ended_low_ns, ended_ns = low_ns + boot.seen_at_ns, offset_ns + boot.seen_at_ns
     return found
+
+
+def _latest(boots: Sequence[BootTime]) -> tuple[int | None, int]:
+    """When the first of these began at the latest, if one of the others is known; and what to keep clear of that."""
+    spans_ns = kept_clear_ns = 0
+    for boot in boots:
+        if boot.anchor is not None:
+            return boot.anchor.offset_ns + boot.anchor.error_at(0) - spans_ns, kept_clear_ns
+        spans_ns += boot.seen_at_ns
+        kept_clear_ns += UNWRITTEN_NS
+    return None, 0

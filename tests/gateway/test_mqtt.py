@@ -21,6 +21,7 @@ import pytest
 from gateway import mqtt, tcp
 from gateway.errors import UnavailableError
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound, connected_session
+from gateway.mqtt_messages import QOS_AT_MOST_ONCE
 from wardlink.servers import Login, Mosquitto
 
 SECONDS_MAX = 10.0
@@ -104,6 +105,23 @@ class Relay:
             pass
         finally:
             writer.close()
+
+
+async def test_what_is_sent_at_most_once_asks_for_no_answer(mosquitto: Mosquitto, gateway: Login) -> None:
+    got: list[Inbound] = []
+    sent = Outbound("wardlink/v1/gw-mqtt/time/request", b"1", "application/json", {"schema": "x"}, qos=QOS_AT_MOST_ONCE)
+    receiver = MqttSession(
+        broker_for(mosquitto, mosquitto.bridge), on_message=got.append, subscriptions=["wardlink/v1/+/time/request"]
+    )
+    async with connected_session(receiver), connected_session(MqttSession(broker_for(mosquitto, gateway))) as session:
+        answer = session.publish(sent)
+        assert answer.done()
+        assert answer.exception() is None
+        await until(lambda: got)
+        assert (got[0].payload, got[0].properties) == (b"1", {"schema": "x"})
+        got[0].acknowledge()
+        assert session._connection is not None
+        assert not session._connection._inflight
 
 
 async def test_publish_is_done_when_the_broker_has_acknowledged(mosquitto: Mosquitto, gateway: Login) -> None:

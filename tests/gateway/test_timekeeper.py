@@ -112,7 +112,7 @@ class Life:
         return [item.row for item in await self._in_store(self.store.unstamped, 10**6)]
 
     async def _in_store(self, call: Any, *arguments: int) -> list[StoredRow]:
-        found = await self.outbox._in_thread(call, *arguments)
+        found = await asyncio.to_thread(call, *arguments)
         assert all(isinstance(item, StoredRow) for item in found)
         return found  # type: ignore[no-any-return]
 

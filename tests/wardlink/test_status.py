@@ -118,6 +118,28 @@ def test_one_that_does_not(
     assert (code, json.loads(out)["runs"]) == (1, False)
 
 
+@pytest.mark.parametrize(
+    ("clock", "line"),
+    [
+        (
+            ClockStatus("synced", 21_000_000, "bridge", holds=False, waiting=0),
+            "synced, told by a bridge, good to 0.021 s",
+        ),
+        (
+            ClockStatus("unsynced", 16_000_000_000, "none", holds=True, waiting=31),
+            "unsynced, told by nobody, good to 16.000 s; 31 blocks WAIT FOR THE TIME",
+        ),
+    ],
+)
+def test_the_clock(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: ClockStatus, line: str
+) -> None:
+    status.write(tmp_path / "state", said(datetime.now(UTC), clock=clock))
+    assert f"\nclock: {line}\n" in show(config, capsys)[1]
+    _, out, _ = show(config, capsys, "--json")
+    assert json.loads(out)["clock"] == msgspec.to_builtins(clock)
+
+
 def test_an_outbox_that_takes_nothing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status.write(tmp_path / "state", said(datetime.now(UTC), problem="disk is full"))
     code, out, _ = show(config, capsys)

@@ -161,3 +161,32 @@ class LanesMachine(RuleBasedStateMachine):
 
 LanesMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestLanes = LanesMachine.TestCase
+
+
+def test_old_rows_with_new_ids_are_backlog_and_live_data_overtakes_them() -> None:
+    lanes = Lanes(10)
+    lanes.defer(10, 40)
+    assert lanes.live(40) is None
+    assert lanes.live(42) == Span(Lane.LIVE, 40, 42)
+    lanes.sent(Span(Lane.LIVE, 40, 42))
+    lanes.defer(44, 60)
+    assert lanes.live(61) == Span(Lane.LIVE, 42, 44), "what came before them goes first"
+    lanes.sent(Span(Lane.LIVE, 42, 44))
+    assert lanes.live(61) == Span(Lane.LIVE, 60, 61)
+    lanes.sent(Span(Lane.BACKLOG, 0, 10))
+    assert lanes.backlog() == Span(Lane.BACKLOG, 10, 40)
+    lanes.sent(Span(Lane.BACKLOG, 10, 40))
+    assert lanes.backlog() == Span(Lane.BACKLOG, 44, 60)
+
+
+def test_old_rows_are_sent_once_also_where_the_connection_was_away_meanwhile() -> None:
+    lanes = Lanes(0)
+    lanes.defer(3, 9)
+    lanes.interrupt(12)
+    assert lanes.backlog() == Span(Lane.BACKLOG, 0, 12)
+    lanes.sent(Span(Lane.BACKLOG, 0, 12))
+    assert lanes.backlog() is None
+    assert lanes.live(12) is None
+    lanes.defer(5, 7)
+    assert lanes.backlog() is None, "they went with the others"
+    assert lanes.live(13) == Span(Lane.LIVE, 12, 13)
