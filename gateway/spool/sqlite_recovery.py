@@ -98,7 +98,14 @@ def rows_in(path: Path, log_bytes: bytes) -> Iterator[StoredRow]:
         if not os.fstat(file.fileno()).st_size:
             yield from intact_rows(b"", log_bytes)
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            yield from intact_rows(file.read(), log_bytes)  # not every file system can map a file
+            return
+        with content as mapped:
             yield from intact_rows(mapped, log_bytes)
 
 

@@ -92,6 +92,8 @@ class SqliteStore:
         self._file = SqliteFile(path, self._reserve, synchronous)
         self._marks_file = MarksFile(path.with_name(path.name + ".marks"))
         self._marks = Marks()
+        self._staying: Marks | None = None
+        """What is here whether or not the newest step was carried out, as long as its outcome is not known."""
         self._epoch = ""
         self._holding = Holding(0, 0, 0)
 
@@ -278,7 +280,7 @@ class SqliteStore:
             else:
                 evidence = self._begin(is_ours=True)
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._reconcile(self._marks, evidence)
+            self._reconcile(self._staying or self._marks, evidence)
             self._begin_epoch(self._epoch)
             self._marks_file.write(self._marks)
         self._file.is_shaken = False
@@ -320,6 +322,7 @@ class SqliteStore:
                 # Before they go: a cut between the two must not show as missing what is on record as lost.
                 self._marks_file.write(marks)
             sizes += self._take_out([place.id for place in receipted], marks, {})[1]
+            self._staying = marks.copy()
             identities = {row.identity for row in rows}
             for suspect in settled:
                 self._db.execute(SETTLE, (*suspect.epoch_key, suspect.first))
@@ -334,7 +337,7 @@ class SqliteStore:
                 marks.add(row)
             self._db.executemany(COUNT, [(*key, *count) for key, count in counts.items() if any(count)])
         marks.count(counts)
-        self._marks = marks
+        self._marks, self._staying = marks, None
         before = self._holding
         self._holding = Holding(
             before.rows + len(rows) - len(sizes),

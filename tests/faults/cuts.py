@@ -157,19 +157,17 @@ class Medium:
         file.undecided.clear()
 
 
-def cuts(record: Sequence[Operation], modes: Iterable[Mode], seed: int, share: float = 1.0) -> Iterator[Cut]:
-    """A cut after every operation of a record, in every mode; with a `share`, after that part of them, drawn."""
+def cuts(record: Sequence[Operation], modes: Sequence[Mode], seed: int, modes_each: int = 0) -> Iterator[Cut]:
+    """A cut after every operation of a record, in every mode; or each in so many of the modes, drawn."""
     draw = random.Random(seed)
     medium = Medium(random.Random(seed + 1))
-    modes = list(modes)
     mark = -1
     for operation in record:
         medium.apply(operation)
         if isinstance(operation, Mark):
             mark = operation.number
-        for mode in modes:
-            if share == 1.0 or draw.random() < share:
-                yield medium.cut(mode, mark)
+        for mode in draw.sample(modes, modes_each) if modes_each else modes:
+            yield medium.cut(mode, mark)
 
 
 def without_folder_syncs(record: Iterable[Operation]) -> list[Operation]:

@@ -2,7 +2,7 @@
 
 Mounted through FUSE: the outbox on it is the real one, with the real SQLite, unchanged. The only file that imports
 mfusepy. `mount.py` starts it and speaks to it over a socket; when that closes, it unmounts and ends. Files are read and
-written past the kernel's page cache, except the index of a write-ahead log, which is memory that SQLite maps.
+written past the kernel's page cache by whoever may write, except the index of a write-ahead log, which SQLite maps.
 
 usage: python -m tests.faults.disk MOUNT_POINT DESCRIPTOR
 """
@@ -127,7 +127,7 @@ class RecordingDisk(mfusepy.Operations):  # type: ignore[misc]
             self._last_handle += 1
             self._open[self._last_handle] = self.find(path)
             fi.fh = self._last_handle
-            fi.direct_io = int(not path.endswith(MAPPED))
+            fi.direct_io = int(not path.endswith(MAPPED) and fi.flags & (os.O_WRONLY | os.O_RDWR) != 0)
         return 0
 
     def release(self, path: str, fi: Any) -> int:  # type: ignore[override]

@@ -170,7 +170,7 @@ def test_an_fsync_is_held_until_it_is_let_go(disk: MountedDisk) -> None:
 
 def test_a_flipped_bit_is_read_by_who_has_the_file_open(disk: MountedDisk) -> None:
     write(disk.path / "file", b"\x00\x00")
-    with (disk.path / "file").open("rb", buffering=0) as file:
+    with (disk.path / "file").open("r+b", buffering=0) as file:
         assert file.read() == b"\x00\x00"
         disk.ask("flip", "file", 9)
         file.seek(0)

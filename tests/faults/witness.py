@@ -28,7 +28,7 @@ from gateway.samples import (
     SampleBlock,
 )
 from gateway.spool.outbox import Outbox
-from gateway.spool.store import StoredRow, StreamKey, Tally
+from gateway.spool.store import StoredRow, StreamKey, Suspect, Tally
 from gateway.wire import codec
 from gateway.wire.codec import Identity
 
@@ -88,6 +88,7 @@ class Shown:
     checksum: int
     keys: tuple[BlockKey, ...]
     """The block, or those of which it is the loss."""
+    is_loss: bool
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Told:
         """A row was there to be sent. Raises `AssertionError` if its identity was given to other bytes before."""
         identity, content = read(row)
         keys = tuple(self.blocks_lost(row)) if is_given_up(content) else (key_of(content),)
-        shown = Shown(zlib.crc32(row.row.payload.data), keys)
+        shown = Shown(zlib.crc32(row.row.payload.data), keys, is_given_up(content))
         assert self.shown.setdefault(identity, shown) == shown, f"{identity} was given twice"
 
     def receipt(self, row: StoredRow) -> None:
@@ -120,6 +121,10 @@ class Told:
             self.losses_receipted.update(self.blocks_lost(row))
         else:
             self.receipted.add(key_of(read(row)[1]))
+
+    def is_receipted(self, shown: Shown) -> bool:
+        """Whether a receipt was given for what had an identity."""
+        return set(shown.keys) <= (self.losses_receipted if shown.is_loss else self.receipted)
 
     def blocks_lost(self, row: StoredRow) -> list[BlockKey]:
         """The blocks that a loss record speaks of, by their sequences if those were seen, or else by its times.
@@ -149,6 +154,8 @@ class Found:
 
     rows: Sequence[StoredRow]
     tallies: Mapping[StreamKey, Tally]
+    suspects: Sequence[Suspect] = ()
+    """What the outbox believes that the disk took from it."""
     new_rows: Sequence[StoredRow] = ()
     """Rows that were added after it was opened again."""
 
@@ -156,7 +163,8 @@ class Found:
         """Raise `AssertionError`, which names all that is wrong, unless every accepted block is here or accounted for,
         once, under one identity.
         """
-        wrong = [*self._identities(told), *self._blocks_missing(told, losses_allowed)]
+        wrong = [f"{len(self.suspects)} ranges are missed, such as {self.suspects[0]}"] if self.suspects else []
+        wrong += [*self._identities(told), *self._blocks_missing(told, losses_allowed)]
         assert not wrong, "; ".join(wrong)
 
     def _identities(self, told: Told) -> Iterator[str]:
@@ -259,4 +267,18 @@ async def look(outbox: Outbox, new_number: int | None = None) -> Found:
         old = {row.id for row in rows}
         new_rows = [row for row in await outbox.fetch(0, ALL, ALL) if row.id not in old]
         assert len(new_rows) == len(STREAMS), "the outbox does not take blocks any more"
-    return Found(rows, tallies, new_rows)
+    return Found(rows, tallies, await outbox.suspects(), new_rows)
+
+
+async def settle(outbox: Outbox, told: Told) -> int:
+    """Answer as the cloud does for what the outbox misses: which of it is stored. Returns how many ranges it was."""
+    suspects = await outbox.suspects()
+    for missed in suspects:
+        numbers = range(missed.first, missed.last + 1)
+        who = [Identity(GATEWAY, missed.device, missed.signal, missed.epoch, number) for number in numbers]
+        stored = [one.sequence for one in who if one in told.shown and told.is_receipted(told.shown[one])]
+        ranges = [(number, number) for number in stored]
+        asked = (missed.first, missed.last)
+        await outbox.settle(missed.device, missed.signal, missed.epoch, asked, ranges, is_last_word=True)
+    await outbox.commit()
+    return len(suspects)
