@@ -294,7 +294,7 @@ class Outbox:
             with attempt:
                 if is_full and not self._given_up:
                     # The first time the store had its reserve to free.
-                    await self._give_oldest_up(self._pending_bytes + SHED_BYTES)
+                    await self._give_oldest_up(self._pending_bytes + min(SHED_BYTES, self._holding.size // SHED_SHARE))
                 try:
                     await self._step()
                 except FullError:
@@ -402,7 +402,7 @@ class Outbox:
         if await self._excess() <= 0:
             self._is_overfull = False
             return
-        spare = min(SHED_BYTES, self._limits.bytes_max // SHED_SHARE)
+        spare = min(SHED_BYTES, self._holding.size // SHED_SHARE)
         while (excess := await self._excess() + spare) > 0:
             if not await self._give_oldest_up(excess):
                 if not self._is_overfull:
@@ -412,9 +412,12 @@ class Outbox:
             await self._commit_pending()
 
     async def _excess(self) -> int:
-        """Bytes above the quota, or missing on the disk."""
+        """Bytes above the quota, or missing on the disk: never more than a part of what is here, since a disk that
+        others have filled is not emptied by giving up the little that an outbox holds.
+        """
         room = await self._thread.run(self._store.room)
-        return max(self._holding.size - self._limits.bytes_max, ROOM_BYTES_MIN - room)
+        missing = min(ROOM_BYTES_MIN, self._holding.size // SHED_SHARE) - room
+        return max(self._holding.size - self._limits.bytes_max, missing)
 
     async def _give_oldest_up(self, bytes_to_free: int) -> bool:
         """False where there is nothing left that may be given up."""
