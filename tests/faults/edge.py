@@ -44,7 +44,7 @@ async def running_edge(
     port: int | None = None,
     resend_after_s: float = 60.0,
     at: int = 0,
-    bytes_max: int = Limits.bytes_max,
+    bytes_max: int = 1 << 30,
 ) -> AsyncIterator[Edge]:
     """Its next block is number `at`; it talks to the ward's broker, or to what is at this port."""
     login = await asyncio.to_thread(ward.mosquitto.gateway, name)
