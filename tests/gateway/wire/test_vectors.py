@@ -47,8 +47,12 @@ def shown(message: Message) -> dict[str, Any]:
     if isinstance(content, LossRecord):
         names = ("device", "signal", "first_ns", "last_ns", "sample_count")
         loss = {name: getattr(content, name) for name in names}
-        sequences = list(content.sequences) if content.sequences else None
-        return {"identity": identity, "kind": "loss", "loss": {**loss, "cause": content.cause, "sequences": sequences}}
+        loss |= {"cause": content.cause, "sequences": list(content.sequences) if content.sequences else None}
+        if content.epoch:
+            loss["epoch"] = content.epoch
+        if content.block_runs:
+            loss["block_runs"] = [list(run) for run in content.block_runs]
+        return {"identity": identity, "kind": "loss", "loss": loss}
     return {"identity": identity, "kind": "block", "block": shown_block(content)}
 
 
