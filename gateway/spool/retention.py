@@ -14,6 +14,8 @@ from gateway.wire import topics
 _RANK = {BRAIN_STATE: 1, VITAL_SIGNS: 2}
 RAW_RANK = 0
 """Every signal that is not named above is raw."""
+RUNS_MAX = 1000
+"""Runs of blocks in one record: far below what a message may hold, and it stays a few kilobytes."""
 RECORD_BYTES = 600
 """What a loss record takes in the outbox, with long names: so much less is freed for each stream that loses rows."""
 
@@ -118,6 +120,21 @@ def follows(before: LossRecord, after: LossRecord) -> bool:
     if before.sequences is None or after.sequences is None:
         return True
     return before.sequences[1] + 1 == after.sequences[0]
+
+
+def all_joined(records: Iterable[LossRecord]) -> list[LossRecord]:
+    """As few records as say the same: each goes on with the last one of its stream and cause, where it follows that."""
+    last: dict[tuple[str, str, LossCause, str, bool], int] = {}
+    found: list[LossRecord] = []
+    for record in records:
+        key = (record.device, record.signal, record.cause, record.epoch, record.sequences is None)
+        at = last.get(key)
+        if at is not None and follows(found[at], record) and len(found[at].block_runs) < RUNS_MAX:
+            found[at] = joined(found[at], record)
+        else:
+            last[key] = len(found)
+            found.append(record)
+    return found
 
 
 def joined(before: LossRecord, after: LossRecord) -> LossRecord:

@@ -744,3 +744,42 @@ async def test_a_failure_in_the_thread_of_a_cancelled_wait_is_no_noise(
     del commit
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+async def test_loss_records_that_nobody_has_seen_become_fewer_before_they_fill_the_quota(place: Any, make: Any) -> None:
+    async with opened(place.store(), Limits(60.0, 10**6, 60_000)) as outbox:
+        for at in range(600):
+            outbox.append(make.loss(at=at, count=3))
+            outbox.append(make.loss("DEV", "ppg", at=at, count=2))
+            outbox.append(make.block(at=at))
+            await outbox.commit()
+            assert outbox.holding.size <= 60_000
+        rows = await outbox._thread.run(outbox._store.find, "DEV", "loss", outbox.epoch, [(0, 10**6)])
+        numbers = sorted(row.sequence for row in rows)
+        assert numbers == list(range(len(numbers))), "no sequence is left out"
+        assert len(numbers) < 200
+        found = await losses(outbox)
+        assert sum(loss.sample_count for loss in found if loss.signal == "ppg") == 1200
+        assert (
+            sum(loss.sample_count for loss in found if loss.cause is LossCause.RADIO and loss.signal == "eeg") == 1800
+        )
+        tallies = await outbox.tallies()
+        assert (tallies["DEV", "eeg"].accepted, tallies["DEV", "ppg"].lost) == (6000, 1200)
+        stored = sum(item.row.samples for item in await outbox.fetch(0, ALL, ALL))
+        given = sum(loss.sample_count for loss in found if loss.cause is LossCause.SHED)
+        assert stored + given == 6000
+        assert tallies["DEV", "eeg"].lost == given + 1800
+
+
+async def test_loss_records_that_were_shown_keep_their_identity_and_content(place: Any, make: Any) -> None:
+    async with opened(place.store(), Limits(60.0, 10**6, 60_000)) as outbox:
+        shown: dict[Any, bytes] = {}
+        for at in range(400):
+            outbox.append(make.loss(at=at, count=3))
+            await outbox.commit()
+            if at % 97 == 0:
+                shown |= {item.row.identity: item.row.payload.data for item in await outbox.fetch(0, ALL, ALL)}
+        after = {item.row.identity: item.row.payload.data for item in await outbox.fetch(0, ALL, ALL)}
+        assert {identity: after[identity] for identity in shown} == shown
+        assert sum(loss.sample_count for loss in await losses(outbox)) == 1200
+        assert len(shown) < len(after) < 400
