@@ -778,7 +778,8 @@ async def test_loss_records_that_were_shown_keep_their_identity_and_content(plac
             outbox.append(make.loss(at=at, count=3))
             await outbox.commit()
             if at % 97 == 0:
-                shown |= {item.row.identity: item.row.payload.data for item in await outbox.fetch(0, ALL, ALL)}
+                for item in await outbox.fetch(0, ALL, ALL):
+                    assert shown.setdefault(item.row.identity, item.row.payload.data) == item.row.payload.data
         after = {item.row.identity: item.row.payload.data for item in await outbox.fetch(0, ALL, ALL)}
         assert {identity: after[identity] for identity in shown} == shown
         assert sum(loss.sample_count for loss in await losses(outbox)) == 1200
