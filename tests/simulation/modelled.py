@@ -21,7 +21,7 @@ from gateway import timekeeper as timekeeping
 from gateway.clock import HostClock
 from gateway.mqtt import MqttSession
 from gateway.mqtt_messages import Hello
-from gateway.spool import outbox
+from gateway.spool import steps
 from gateway.timekeeper import Timekeeper
 from gateway.uplink import time_exchange
 from tests.simulation.books import Books
@@ -50,7 +50,7 @@ COARSE = {
     (consumer, "RETRY_S_MAX"): 60.0,
     (consumer, "QUIET_S"): 0.4,
     (redrive, "RETRY_S_MAX"): 120.0,
-    (outbox, "COMMIT_RETRY_S_MAX"): 60.0,
+    (steps, "COMMIT_RETRY_S_MAX"): 60.0,
 }
 """What ticks or tries again all the time, slowed down as the wearables are."""
 
