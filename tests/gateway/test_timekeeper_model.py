@@ -222,6 +222,7 @@ happenings = st.one_of(
     st.tuples(st.just("sleep"), st.integers(1, 5_000)),
     st.tuples(st.just("reconnect"), st.integers(0, 3)),
     st.tuples(st.just("online"), st.integers(0, 1)),
+    st.tuples(st.just("restart"), st.integers(0, 5)),
 )
 
 
@@ -253,6 +254,11 @@ async def happen(world: World, what: str, value: int) -> None:
             world.disconnect()
             machine.run(value)
             world.connect()
+        case "restart":  # the gateway's process ends in good order, and another one begins
+            world.disconnect()
+            machine.run(value)
+            await asyncio.to_thread(world.start)  # it reads what is remembered
+            await world.keeper._remember()
         case "online":
             world.online = bool(value)
 
@@ -271,7 +277,7 @@ async def live(world: World, life: list[tuple[tuple[str, int], int]]) -> None:
     assert world.outbox.held == []
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     first=st.one_of(st.just(0), offsets),
     drift_ppm=st.sampled_from([0.0, 45.0, -45.0]),

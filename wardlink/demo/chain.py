@@ -45,12 +45,13 @@ tls = false
 resend_after_s = {resend_after_s}
 
 [clock]
-# Whether this machine's clock is synchronised or not: the demo shows its data at once.
-hold_s = 0
+{clock}
 
 [live.redis]
 url = "{redis_url}"
 """
+CLOCK_TOML = "hold_s = 0"
+"""Whether this machine's clock is synchronised or not: the demo shows its data at once."""
 _SERIAL_TOML = """
 [[device]]
 driver = "{driver}"
@@ -104,14 +105,23 @@ class Chain:
     """Everything between a device and the stores; a context manager that leaves no process behind."""
 
     def __init__(
-        self, folder: Path, *, recording: Path | None = None, resend_after_s: float = 3.0, register: bool = True
+        self,
+        folder: Path,
+        *,
+        recording: Path | None = None,
+        resend_after_s: float = 3.0,
+        register: bool = True,
+        clock: str = CLOCK_TOML,
     ) -> None:
-        """`register` False: the devices are unknown to the registry, so what they send is parked."""
+        """`register` False: the devices are unknown to the registry, so what they send is parked. `clock`: the keys
+        of the gateway's `[clock]`.
+        """
         self.folder = folder
         self.servers = PrivateServers(folder)
         self._cancelled = threading.Event()
         self._resend_after_s = resend_after_s
         self._register_devices = register
+        self._clock = clock
         self.gateway_config = folder / "gateway.toml"
         self.cloud_config = folder / "cloud.toml"
         played = ["--recording", str(recording.absolute())] if recording else []
@@ -218,6 +228,7 @@ class Chain:
             broker_host=self.servers.mosquitto.host,
             broker_port=self.servers.mosquitto.port,
             resend_after_s=self._resend_after_s,
+            clock=self._clock,
             redis_url=f"unix://{self.servers.redis.socket_path}?db=0",
         )
         places = self.devices.places()
