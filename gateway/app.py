@@ -164,7 +164,8 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.uplink.drain_s):
                 await self.outbox.commit()
-                if uplink.session.connected.is_set() and uplink.sender.bridge_present:
+                can_go = not self.time.clock.is_held  # what waits for its time waits for the next start
+                if can_go and uplink.session.connected.is_set() and uplink.sender.bridge_present:
                     await self.outbox.empty.wait()
 
     async def close(self) -> None:
@@ -281,6 +282,8 @@ class Gateway:
             f"{self.outbox.holding.rows} blocks waiting",
             broker,
         ]
+        if self.time.clock.is_held:
+            parts.append(f"nobody has told the time: {self.time.waiting} blocks wait for it")
         if self.outbox.problem:
             parts.insert(0, f"OUTBOX: {self.outbox.problem}")
         if refused := self.uplink.sender.refused:

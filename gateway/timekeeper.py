@@ -67,6 +67,8 @@ class Timekeeper:
         self.waiting = 0
         """Blocks that were held back by this process and still are."""
         self._written_at_ns = 0
+        self._problem = ""
+        """Why the last attempt to write down what is known failed."""
         now_ns = self.clock.boot_now_ns()
         begun = BootTime(boot=self._boot, after_ns=memory.passed_ns, stated_ns=self.clock.offset_ns, seen_at_ns=now_ns)
         others = [one for one in memory.boots if one.boot != self._boot]
@@ -187,7 +189,10 @@ class Timekeeper:
         try:
             await asyncio.to_thread(clock_memory.write, self._folder, self._memory)
         except UnavailableError as error:
-            log.warning("%s", error)
+            if self._problem != str(error):
+                log.warning("%s", error)
+            self._problem = str(error)
             return False
+        self._problem = ""
         self._written_at_ns = clock.boot_now_ns()
         return True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 import redis
@@ -26,7 +27,7 @@ from gateway.links.serial_port import SerialLink
 from gateway.live.redis_live import current_key
 from gateway.mqtt import Broker, Inbound, MqttSession, Outbound
 from gateway.reach import link_maker
-from gateway.samples import BRAIN_STATE, EEG, VITAL_SIGNS, LossRecord, SampleBlock
+from gateway.samples import BRAIN_STATE, EEG, VITAL_SIGNS, LossCause, LossRecord, SampleBlock
 from gateway.settings import Settings
 from gateway.spool.redis_store import RedisStore
 from gateway.spool.sqlite_store import SqliteStore
@@ -464,3 +465,28 @@ async def test_records_are_sealed_with_the_key_of_the_credential(
     monkeypatch.setenv("WARDLINK_SPOOL_KEY", "5a" * 32)
     assert app.make_store(chosen)._seals
     assert not app.make_store(await configure(mosquitto_server))._seals
+
+
+async def test_a_gateway_that_nobody_told_the_time_says_so_and_ends_without_waiting(
+    mosquitto_server: Mosquitto, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Undisciplined:
+        """A kernel whose clock nobody disciplines, whatever this machine's is."""
+
+        def adjtimex(self, _timex: object) -> int:
+            return 5
+
+    monkeypatch.setattr("gateway.kernel_clock._libc", Undisciplined())
+    # longer than the deadline below: who waited for receipts would miss it
+    chosen = await configure(mosquitto_server, f"[uplink]\ndrain_s = {2 * DEADLINE_S}", devices=False)
+    held = msgspec.structs.replace(chosen, clock=settings.Clock(hold_s=600))
+    async with cloud_at(mosquitto_server), asyncio.timeout(DEADLINE_S), running(held) as gateway:
+        await until(lambda: gateway.uplink is not None and gateway.uplink.sender.bridge_present)
+        now_ns = gateway.time.clock.now_ns()
+        gateway.time.accept(LossRecord("CYTON-1", EEG, LossCause.RADIO, now_ns, now_ns, 1))
+        assert gateway.status_line().endswith("nobody has told the time: 1 blocks wait for it")
+        clock = gateway.current_status().clock
+        assert (clock.state, clock.source, clock.holds, clock.waiting) == ("unsynced", "none", True, 1)
+    kept = await outbox(held)
+    assert kept.rows == [], "nobody may send it"
+    assert kept.tallies["CYTON-1", EEG].lost == 1
