@@ -64,6 +64,7 @@ def test_what_is_not_said_has_a_safe_default(load: Load) -> None:
     assert chosen.spool.backend == "sqlite"
     assert (chosen.spool.commit_interval_s, chosen.spool.commit_blocks) == (1.0, 64)
     assert chosen.uplink.resend_after_s == 60
+    assert (chosen.clock.hold_s, chosen.clock.trust_bridge) == (600, False)
     assert (chosen.live.redis, chosen.device) == (None, ())
     assert chosen.outbox_path == Path("/var/lib/wardlink-gateway/outbox.db")
 
@@ -145,6 +146,8 @@ def test_a_host_is_a_name_or_an_address(tmp_path: Path, host: str, *, sound: boo
         ("[uplink]\nwindow_bytes_max = 0", "uplink.window_bytes_max", ">= 4096"),
         ("[uplink]\nbacklog_delay_s = 0", "uplink.backlog_delay_s", ">= 0.05"),
         ("[uplink]\nresend_after_s = 0", "uplink.resend_after_s", "> 0"),
+        ("[clock]\nhold_s = -1", "clock.hold_s", ">= 0"),
+        ("[clock]\nhold_s = 1e9", "clock.hold_s", "<= 604800"),
         ("[uplink]\ndrain_s = -1", "uplink.drain_s", ">= 0"),
         ("[uplink]\ndrain_s = 61", "uplink.drain_s", "<= 60"),
         # what types cannot say
