@@ -47,6 +47,8 @@ class StreamBook:
     """Times of accepted samples that the outbox gave up."""
     losses: Counter[str] = field(default_factory=Counter)
     """Samples in the loss records that the outbox committed, by cause."""
+    destroyed: set[int] = field(default_factory=set)
+    """Times of accepted samples on a disk that is no more."""
     given_up_untimed: int = 0
     """Samples that the outbox gave up before their times were final."""
 
@@ -67,6 +69,12 @@ class Books:
         self.losses: dict[Block, LossRecord] = {}
         """Every accepted loss record."""
         self.shed: set[Block] = set()
+        self.again: set[Block] = set()
+        """Blocks that get their times a second time."""
+        self.gone: set[Block] = set()
+        """Rows on disks that are no more."""
+        self.disturbed: set[str] = set()
+        """Gateways that lost a disk: of what was on it nobody knows how much it was."""
         self.troubles: list[str] = []
         self.trace: deque[str] = deque(maxlen=TRACE_SHOWN_MAX)
         self._before_first: list[str] = []
@@ -103,8 +111,20 @@ class Books:
     def missed(self, device: str, signal: str, count: int) -> None:
         self.stream(device, signal).radio += count
 
-    def opened(self, gateway: str, count: int) -> None:
-        self.note(f"{gateway} opens its outbox of {count} rows")
+    def opened(self, gateway: str, rows: Sequence[Row]) -> None:
+        """What waits for its time on a disk from a backup may have got it already."""
+        self.again |= {row.identity for row in rows if row.boot and row.identity in self.blocks}
+        self.note(f"{gateway} opens its outbox of {len(rows)} rows")
+
+    def destroyed(self, gateway: str, rows: set[Block]) -> None:
+        """These were on a disk that is no more."""
+        self.gone |= rows
+        for identity in rows:
+            device, signal = identity[:2]
+            if signal != LOSS:
+                self.stream(device, signal).destroyed.update(self.blocks.get(identity, ()))
+        self.disturbed.add(gateway)
+        self.note(f"{gateway} loses its disk with {len(rows)} rows")
 
     def accepted(self, gateway: str, rows: Sequence[Row]) -> None:
         """The outbox committed these; of one with provisional times only its final ones count."""
@@ -133,6 +153,8 @@ class Books:
         if row.identity in self.provisional:
             if self.provisional.pop(row.identity) != values:
                 self.trouble(f"a block changed when it got its times: {row.identity}")
+        elif row.identity in self.again:
+            return
         elif row.identity in self.blocks:
             self.trouble(f"sequence given twice: {row.identity}")
         elif not book.numbers.isdisjoint(values):
@@ -199,20 +221,33 @@ class Books:
     # --- the verdict
 
     def check_stream(
-        self, stream: Stream, stored: Mapping[int, int], counted: int, recorded: Mapping[str, int]
+        self,
+        stream: Stream,
+        stored: Mapping[int, int],
+        counted: int,
+        recorded: Mapping[str, int],
+        *,
+        is_disturbed: bool,
     ) -> None:
-        """`stored`: time -> number of every point; `counted`: `point_count`; `recorded`: lost samples by cause."""
+        """`stored`: time -> number of every point; `counted`: `point_count`; `recorded`: lost samples by cause.
+
+        `is_disturbed`: loss records may have gone with a disk.
+        """
         book, name = self.stream(*stream), " ".join(stream)
         if back := _times_that_go_back(book.accepted):
             self.trouble(f"{name}: {len(back)} times go back, such as {back[:3]}")
         if wrong := [at for at, number in stored.items() if book.accepted.get(at) != number]:
             self.trouble(f"{name}: {len(wrong)} points are no accepted sample, such as {wrong[:3]}")
-        if lost := book.accepted.keys() - stored.keys() - book.given_up:
+        if lost := book.accepted.keys() - stored.keys() - book.given_up - book.destroyed:
             self.trouble(
                 f"{name}: {len(lost)} of {len(book.accepted)} accepted samples are LOST, such as {sorted(lost)[:3]}"
             )
         if counted != len(stored):
             self.trouble(f"{name}: point_count is {counted}, there are {len(stored)} points")
+        if unaccounted := book.handed.keys() - book.numbers - book.forgone:
+            self.trouble(f"{name}: {len(unaccounted)} samples were read and never accepted: {sorted(unaccounted)[:3]}")
+        if is_disturbed:
+            return
         shed = len(book.accepted) - len(stored) + book.given_up_untimed
         if recorded.get(LossCause.SHED, 0) != shed:
             self.trouble(f"{name}: {recorded.get(LossCause.SHED, 0)} samples recorded as shed, {shed} are")
@@ -221,8 +256,6 @@ class Books:
                 f"{name}: {recorded.get(LossCause.RADIO, 0)} samples recorded as lost by radio, "
                 f"{book.radio - book.radio_forgone} were"
             )
-        if unaccounted := book.handed.keys() - book.numbers - book.forgone:
-            self.trouble(f"{name}: {len(unaccounted)} samples were read and never accepted: {sorted(unaccounted)[:3]}")
 
     def report(self, seed: object) -> str:
         """What a failing test says."""

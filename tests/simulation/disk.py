@@ -15,7 +15,7 @@ from typing import Any
 from gateway.errors import UnavailableError
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Place, Row, StoredRow, Suspect
-from tests.simulation.books import Books
+from tests.simulation.books import Block, Books
 from tests.simulation.host import Host
 
 ROWS_MAX = 1 << 20
@@ -34,6 +34,7 @@ class Disk:
         self._folder = folder
         self._starts = 0
         self._open: WatchedStore | None = None
+        self._backup_rows: set[Block] = set()
 
     @property
     def folder(self) -> Path:
@@ -60,6 +61,30 @@ class Disk:
             self._open.inner.close()
         shutil.rmtree(before)
 
+    def back_up(self) -> None:
+        """Keep a copy, as an operator may."""
+        shutil.rmtree(self._backup, ignore_errors=True)
+        shutil.copytree(self.folder, self._backup)
+        self._backup_rows = self._here()
+
+    def restore(self) -> None:
+        """The copy takes the disk's place; only while the machine is off."""
+        self.books.destroyed(self.gateway, self._here() - self._backup_rows)
+        shutil.rmtree(self.folder)
+        shutil.copytree(self._backup, self.folder)
+
+    def wipe(self) -> None:
+        """Somebody deletes the outbox; only while the machine is off."""
+        self.books.destroyed(self.gateway, self._here())
+        shutil.rmtree(self.folder)
+
+    @property
+    def _backup(self) -> Path:
+        return self._folder / "backup"
+
+    def _here(self) -> set[Block]:
+        return set() if self._open is None else {row.identity for row in self._open.rows.values()}
+
 
 class WatchedStore:
     """A `Store` that tells the books what became durable, at the moment when it did."""
@@ -68,7 +93,7 @@ class WatchedStore:
         self.inner = inner
         self.disk = disk
         self._host = host
-        self._rows: dict[int, Row] = {}
+        self.rows: dict[int, Row] = {}
 
     def __getattr__(self, name: str) -> Any:
         self._check()
@@ -82,8 +107,8 @@ class WatchedStore:
         self._check()
         self.inner.open()
         found = [*self.inner.fetch(0, ROWS_MAX, ROWS_MAX), *self.inner.unstamped(ROWS_MAX)]
-        self._rows = {stored.id: stored.row for stored in found if isinstance(stored, StoredRow)}
-        self.disk.books.opened(self.disk.gateway, len(self._rows))
+        self.rows = {stored.id: stored.row for stored in found if isinstance(stored, StoredRow)}
+        self.disk.books.opened(self.disk.gateway, list(self.rows.values()))
 
     def append(self, rows: Sequence[Row]) -> None:
         self.replace((), rows)
@@ -99,11 +124,11 @@ class WatchedStore:
         if self.disk.refusals:
             raise UnavailableError("no space left on device")
         self.write(ids, rows, receipted, settled)
-        gone = [row for number in ids if (row := self._rows.pop(number, None)) is not None]
+        gone = [row for number in ids if (row := self.rows.pop(number, None)) is not None]
         again = {row.identity for row in rows}
-        safe = [row for place in receipted if (row := self._rows.pop(place.id, None)) is not None]
+        safe = [row for place in receipted if (row := self.rows.pop(place.id, None)) is not None]
         last = self.inner.holding().last_id
-        self._rows.update(zip(range(last - len(rows) + 1, last + 1), rows, strict=True))
+        self.rows.update(zip(range(last - len(rows) + 1, last + 1), rows, strict=True))
         books, gateway = self.disk.books, self.disk.gateway
         books.given_up(gateway, [row for row in gone if row.identity not in again])
         books.forgotten(gateway, safe)

@@ -7,12 +7,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 
 from gateway.errors import UnavailableError
 from gateway.samples import NS_PER_S
 from tests.simulation.host import BEGIN_NS, HOST
+from tests.simulation.machines import BridgeMachine, GatewayMachine
 from tests.simulation.wearables import PERIOD_S
-from tests.simulation.world import BridgeMachine, GatewayMachine, World
+from tests.simulation.world import World
 
 DAY_S = 86_400.0
 FAULTS_A_DAY = 14.0
@@ -20,16 +22,23 @@ LAST_FAULT_S = 3600.0
 """Before the end nothing new breaks, and what is broken heals."""
 
 
+class Kind(Enum):
+    """What a seed has to bear."""
+
+    CALM = "the storms alone"
+    ROUGH = "every fault"
+    DISASTROUS = "every fault, and the loss of whole disks"
+
+
 class Weather:
     """One seed's faults."""
 
-    def __init__(self, world: World, days: float, *, is_calm: bool) -> None:
-        """`is_calm`: the storms and nothing else."""
+    def __init__(self, world: World, days: float, kind: Kind) -> None:
         self.world = world
         self.end_s = days * DAY_S
         self._rng = world.rng("weather")
         self._days = days
-        self._is_calm = is_calm
+        self._kind = kind
 
     async def pass_by(self) -> None:
         """All faults, and the time to the end."""
@@ -51,7 +60,9 @@ class Weather:
             plan.append((day * day_s + rng.uniform(0.10, 0.20) * day_s, storm_without_bridges))
             plan.append((day * day_s + rng.uniform(0.60, 0.70) * day_s, storm_without_stores))
             plan.append((day * day_s + rng.uniform(0.80, 0.85) * day_s, storm_of_power))
-        if not self._is_calm:
+        if self._kind is Kind.DISASTROUS:
+            plan += [(rng.uniform(0.2, 0.7) * self.end_s, fault) for fault in DISASTERS]
+        if self._kind is not Kind.CALM:
             plan += [(rng.uniform(PERIOD_S, last_s), fault) for fault in SINGLE]
             while len(plan) < self._days * FAULTS_A_DAY:
                 plan.append((rng.uniform(PERIOD_S, last_s), rng.choice(SINGLE)))
@@ -300,6 +311,25 @@ async def the_unknown_device_is_registered(weather: Weather) -> None:
             return
 
 
+async def outbox_deleted(weather: Weather) -> None:
+    machine = weather.gateway()
+    machine.cut_power()
+    machine.disk.wipe()
+    await weather.last(10, 600)
+    await start_without_time(weather, machine)
+
+
+async def outbox_from_a_backup(weather: Weather) -> None:
+    machine = weather.gateway()
+    machine.disk.back_up()
+    await weather.last(2 * PERIOD_S, 8 * 3600)
+    machine.cut_power()
+    machine.disk.restore()
+    await weather.last(10, 600)
+    await start_without_time(weather, machine)
+
+
+DISASTERS: tuple[Fault, ...] = (outbox_deleted, outbox_from_a_backup)
 SINGLE: tuple[Fault, ...] = (
     connection_reset,
     network_outage,

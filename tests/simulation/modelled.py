@@ -23,7 +23,7 @@ from gateway.mqtt import MqttSession
 from gateway.mqtt_messages import Hello
 from gateway.spool import steps
 from gateway.timekeeper import Timekeeper
-from gateway.uplink import time_exchange
+from gateway.uplink import time_exchange, uplink
 from tests.simulation.books import Books
 from tests.simulation.broker import Line
 from tests.simulation.host import HOST, HostTime
@@ -38,6 +38,7 @@ COARSE = {
     (cloud_sync.app, "STATUS_INTERVAL_S"): 86_400.0,
     (gateway.app, "STATUS_S"): 86_400.0,
     (timekeeping, "REFRESH_S"): 100.0,
+    (uplink, "ASK_S"): 3_600.0,
     (time_exchange, "AGAIN_S"): 600.0,
     (time_exchange, "RETRY_S"): 300.0,
     (gaps, "INTERVAL_S"): 3_600.0,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.faults import Kind
 from tests.simulation.planted import PLANTED
 from tests.simulation.run import simulate
 
@@ -39,6 +40,15 @@ def test_nothing_is_lost_and_nothing_is_counted_twice(
     assert not books.troubles, books.report(seed)
 
 
+@pytest.mark.parametrize("seed", SEEDS if IS_LONG else SEEDS[:FEW])
+def test_a_deleted_outbox_and_one_from_a_backup_end_well(
+    seed: str, tmp_path: Path, new_registry: Callable[[], str]
+) -> None:
+    books = simulate(seed, tmp_path, new_registry(), DAYS, Kind.DISASTROUS)
+    assert books.disturbed
+    assert not books.troubles, books.report(seed)
+
+
 CONTROLS = [(name, seed) for name in PLANTED for seed in (SEEDS if IS_LONG or name == FIRST else SEEDS[:FEW])]
 
 
@@ -48,7 +58,7 @@ def test_every_seed_finds_a_planted_bug(
 ) -> None:
     plant, broken = PLANTED[name]
     plant(monkeypatch)
-    books = simulate(seed, tmp_path, new_registry(), CONTROL_DAYS, is_calm=True)
+    books = simulate(seed, tmp_path, new_registry(), CONTROL_DAYS, Kind.CALM)
     assert any(broken in trouble for trouble in books.troubles), f"seed {seed} does not find it: {books.troubles}"
 
 

@@ -9,39 +9,26 @@ import asyncio
 import contextlib
 import random
 import traceback
+from collections.abc import Iterable
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cloud_sync.app
 import gateway.app
-import gateway.status
 from cloud_sync import consumer
 from cloud_sync.registry import admin
-from cloud_sync.settings import Bridge as BridgeSection
-from cloud_sync.settings import Influx, Mqtt, Postgres
-from cloud_sync.settings import Settings as CloudSettings
-from gateway.acquisition import Acquisition
 from gateway.errors import RefusedError
 from gateway.samples import LOSS
-from gateway.settings import Device, Settings, Spool, Uplink
-from gateway.settings import Gateway as GatewaySection
-from gateway.settings import Mqtt as GatewayMqtt
 from tests.simulation.books import Books, Stream
 from tests.simulation.broker import Broker
-from tests.simulation.disk import Disk
 from tests.simulation.host import HOST, Host, Network, SystemClock
+from tests.simulation.machines import BYTES_MAX, WINDOW_BYTES_MAX, BridgeMachine, GatewayMachine, Running
 from tests.simulation.stores import ModelDatabase, RegistryServer, SeriesServer, stored_points
 from tests.simulation.virtual_loop import VirtualLoop
-from tests.simulation.wearables import HEADSET_SIGNALS, PERIOD_S, SILENCE_S, STRAP_SIGNALS, Wearable
+from tests.simulation.wearables import HEADSET_SIGNALS, PERIOD_S, STRAP_SIGNALS, Wearable
 
-BYTES_MAX = 60_000
-"""Quota of an outbox: about half a day of its wearables."""
-COMMIT_INTERVAL_S = 120.0
-RESEND_AFTER_S = 1200.0
-WINDOW_BYTES_MAX = 8_192
 SAVE_S = 1800.0
 """Between two times that the broker writes its state to disk, as mosquitto does."""
 ROWS_SENT_MAX = 500
@@ -50,138 +37,6 @@ LOOK_S = 6 * 3600.0
 """Between two looks at what is held in memory."""
 DRAIN_S_MAX = 6 * 3600.0
 """After the last fault everything is where it belongs by then: a few times `RESEND_AFTER_S`, and the back-offs."""
-DISK_GRACE_S = 90.0
-"""Beside the commit interval: a slow disk, retries after a refusal."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A service on a host, as long as it runs."""
-
-    host: Host
-    task: asyncio.Task[Any]
-    service: Any
-    stop: asyncio.Event
-
-
-class GatewayMachine:
-    """A gateway: its disk and wearables last, the rest begins anew with every start."""
-
-    def __init__(self, world: World, name: str, folder: Path, wearables: list[Wearable]) -> None:
-        self.name = name
-        self.world = world
-        self.wearables = wearables
-        self.network = Network(world.rng(f"network {name}"), (0.02, 0.3))
-        self.disk = Disk(folder / name, name, world.books)
-        self.running: Running | None = None
-        self.clock = SystemClock()
-        self.refused_since_s: float | None = None
-        self.settings = Settings(
-            gateway=GatewaySection(id=name, state_dir=str(folder / name / "state")),
-            mqtt=GatewayMqtt(host="broker", tls=False),
-            spool=Spool(commit_interval_s=COMMIT_INTERVAL_S, bytes_max=BYTES_MAX),
-            uplink=Uplink(window_bytes_max=WINDOW_BYTES_MAX, resend_after_s=RESEND_AFTER_S),
-        )
-
-    @property
-    def streams(self) -> list[Stream]:
-        return [stream for wearable in self.wearables for stream in wearable.streams()]
-
-    def start(self) -> None:
-        assert self.running is None
-        host = Host(self.name, self.world.loop, self.network, self.clock)
-        stop = asyncio.Event()
-        service = self.world.on(host).run(gateway.app.Gateway, self.settings)
-        self.running = Running(host, self.world.task(host, self._live(service, stop)), service, stop)
-        self.world.books.note(f"{self.name} starts")
-
-    async def _live(self, service: gateway.app.Gateway, stop: asyncio.Event) -> None:
-        """As `gateway.app.run` does."""
-        try:
-            await service.open()
-            for wearable in self.wearables:
-                device = Device(driver="simulated", serial=wearable.serial, brain_state=False)
-                service.acquisitions.append(
-                    Acquisition(
-                        self.name, device, wearable.driver(), wearable.new_link, service.time.clock, service._outputs
-                    )
-                )
-            await service.run(stop)
-        finally:
-            await service.close()
-
-    def cut_power(self) -> None:
-        """Off, at this very moment."""
-        if (running := self.running) is None:
-            return
-        self.running = None
-        self.disk.cut_power()
-        self.world.end(running, is_silent=True)
-        self.world.books.note(f"{self.name} loses power")
-        self._forgo_what_was_in_memory()
-
-    def _forgo_what_was_in_memory(self) -> None:
-        grace_s = COMMIT_INTERVAL_S + DISK_GRACE_S
-        if self.refused_since_s is not None:
-            grace_s += self.world.loop.time() - self.refused_since_s
-        for wearable in self.wearables:
-            for spec in wearable.signals:
-                # A time axis is begun with two packets, and the radio may lose some between them.
-                settling_s = SILENCE_S if spec.rate_hz else 0.0
-                self.world.books.forgo((wearable.serial, spec.signal), grace_s + settling_s)
-
-    async def shut_down(self) -> None:
-        """SIGTERM, and wait for its end."""
-        if (running := self.running) is None:
-            return
-        self.world.books.note(f"{self.name} is stopped")
-        running.stop.set()
-        await asyncio.wait({running.task})
-        if self.running is running:
-            self.running = None
-            running.host.is_dead = True
-            if self.disk.refusals:
-                self._forgo_what_was_in_memory()
-
-
-class BridgeMachine:
-    """A bridge: nothing of it lasts."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.name = name
-        self.world = world
-        self.network = Network(world.rng(f"network {name}"), (0.001, 0.02))
-        self.running: Running | None = None
-        self.settings = CloudSettings(
-            bridge=BridgeSection(id=name),
-            mqtt=Mqtt(host="broker", tls=False),
-            influx=Influx(dialect="v1", batch_ms=1_000),
-            postgres=Postgres(),
-        )
-
-    def start(self) -> None:
-        assert self.running is None
-        host = Host(self.name, self.world.loop, self.network, SystemClock())
-        service = self.world.on(host).run(cloud_sync.app.Bridge, self.settings)
-        self.running = Running(host, self.world.task(host, service.run()), service, asyncio.Event())
-        self.world.books.note(f"{self.name} starts")
-
-    def kill(self) -> None:
-        """Kill -9."""
-        if (running := self.running) is not None:
-            self.running = None
-            self.world.end(running, is_silent=False)
-            self.world.books.note(f"{self.name} is killed")
-
-    async def shut_down(self) -> None:
-        """SIGTERM, and wait for its end."""
-        if (running := self.running) is not None:
-            self.world.books.note(f"{self.name} is stopped")
-            running.task.cancel()
-            await asyncio.wait({running.task})
-            if self.running is running:
-                self.running = None
-                running.host.is_dead = True
 
 
 class World:
@@ -426,8 +281,13 @@ class World:
             recorded.setdefault((serial, signal), {})[cause] = count
         for stream in sorted({*self.books.streams, *stored}):
             if stream[1] != LOSS:
+                gateway = next(machine.name for machine in self.gateways if stream in machine.streams)
                 self.books.check_stream(
-                    stream, stored.get(stream, {}), counted.get(stream, 0), recorded.get(stream, {})
+                    stream,
+                    stored.get(stream, {}),
+                    counted.get(stream, 0),
+                    recorded.get(stream, {}),
+                    is_disturbed=gateway in self.books.disturbed,
                 )
         self._check_ledger()
         for table in ("parked_messages", "dead_letters"):
@@ -436,18 +296,38 @@ class World:
                 self.books.trouble(f"{count} rows are left in {table}")
 
     def _check_ledger(self) -> None:
-        """The ledger's holes are the blocks that were given up, and nothing else."""
-        committed: dict[tuple[str, str, str], set[int]] = {}
-        for device, signal, epoch, first, last in self.registry.real.execute(
-            "SELECT device_serial, signal, epoch, lower(run), upper(run) - 1 FROM ledger, unnest(committed) AS run"
-        ).fetchall():
-            committed.setdefault((device, signal, epoch), set()).update(range(first, last + 1))
+        """The ledger's holes are the blocks that were given up, and those of a lost disk, which are gaps on record."""
+        ask = self.registry.real.execute
+        committed = _sequences(
+            ask("SELECT device_serial, signal, epoch, lower(run), upper(run) FROM ledger, unnest(committed) AS run")
+        )
+        gaps = _sequences(
+            ask(
+                "SELECT device_serial, signal, epoch, lower(sequences), upper(sequences) FROM stream_gaps "
+                "WHERE outcome = 'lost' AND epoch IS NOT NULL"
+            )
+        )
         accepted: dict[tuple[str, str, str], set[int]] = {}
         for *key, sequence in [*self.books.blocks, *self.books.losses, *self.books.shed]:
-            accepted.setdefault(tuple(key), set()).add(sequence)
+            accepted.setdefault((key[0], key[1], key[2]), set()).add(sequence)
         for key, sequences in accepted.items():
-            holes = sequences - committed.get(key, set())
-            if unexplained := [one for one in holes if (*key, one) not in self.books.shed]:
+            here = committed.get(key, set())
+            holes = {one for one in sequences - here if (*key, one) not in self.books.shed}
+            if unexplained := [one for one in holes if (*key, one) not in self.books.gone]:
                 self.books.trouble(f"the ledger lacks {len(unexplained)} blocks of {key}: {sorted(unexplained)[:5]}")
-            if unheard := committed.get(key, set()) - sequences:
+            newest = max(here, default=-1)
+            if silent := [one for one in holes - gaps.get(key, set()) if one < newest]:
+                self.books.trouble(f"blocks {sorted(silent)[:5]} of {key} went with a disk and are on no record")
+            if unheard := here - sequences:
                 self.books.trouble(f"the ledger has blocks of {key} that nobody accepted: {sorted(unheard)[:5]}")
+        ((count,),) = ask("SELECT count(*) FROM stream_gaps WHERE closed_at IS NULL").fetchall()
+        if count:
+            self.books.trouble(f"{count} gaps are still open")
+
+
+def _sequences(rows: Iterable[tuple[Any, ...]]) -> dict[tuple[str, str, str], set[int]]:
+    """Of each device, signal and epoch all that is in ranges [first, stop)."""
+    found: dict[tuple[str, str, str], set[int]] = {}
+    for device, signal, epoch, first, stop in rows:
+        found.setdefault((device, signal, epoch), set()).update(range(first, stop))
+    return found
