@@ -170,9 +170,18 @@ class HostClock:
             self._other = word
         self._judge(word.at_ns, self._discipline())
 
-    def release(self) -> None:
-        """Hold nothing back any more until the time was known once."""
+    def release(self, went_through_ns: int = 0) -> None:
+        """Hold nothing back any more until the time was known once.
+
+        `went_through_ns`: newest UTC that an earlier boot may have sent with. A clock that says less is behind: what is
+        held goes out with times after it, so that none is given twice.
+        """
         self._released = True
+        behind_ns = went_through_ns + 1 - self._first_unsent_ns()
+        if self.anchor is None and not self._stretch.went_out and behind_ns > 0:
+            log.warning("the clock is behind what went out before by %.0f s", behind_ns / NS_PER_S)
+            self._shift(behind_ns)
+            self.offset_ns = self._target_ns = self._floor_ns = self.offset_ns + behind_ns
         if self._stretch.held_from_ns is not None:
             self.sent_through_ns = max(self.sent_through_ns, self.now_ns())
         self._judge(self.boot_now_ns(), self._discipline())
@@ -273,9 +282,12 @@ class HostClock:
 
     def _is_free(self, change_ns: int) -> bool:
         """Whether all that was stated since the last break can be moved, and stays behind what went out before."""
+        stays_behind = self._first_unsent_ns() + change_ns > self.sent_through_ns
+        return not self._stretch.went_out and (change_ns > 0 or stays_behind)
+
+    def _first_unsent_ns(self) -> int:
         held_from_ns = self._stretch.held_from_ns
-        first_ns = self.now_ns() if held_from_ns is None else held_from_ns
-        return not self._stretch.went_out and (change_ns > 0 or first_ns + change_ns > self.sent_through_ns)
+        return self.now_ns() if held_from_ns is None else held_from_ns
 
     def _shift(self, change_ns: int) -> None:
         self.shift_ns += change_ns

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 1.0
 """Between two looks at the system's clocks."""
+UNWRITTEN_NS = 2 * REMEMBER_S * NS_PER_S
+"""Of times that went out, how much may not have been written down when a process ended."""
 STAMPED_ROWS_MAX = 32
 """Rows put right in one step: about 20 ms of decoding and encoding, in which no other commit is made."""
 
@@ -79,6 +81,10 @@ class Timekeeper:
         self._due = asyncio.Event()
         self._memory = memory
         self.clock.put_right.update(self._begun.put_right)
+        is_later = known is not None and self.clock.now_ns() > memory.sent_through_ns
+        unwritten_ns = 0 if is_later or not memory.sent_through_ns else UNWRITTEN_NS
+        self._went_through_ns = memory.sent_through_ns + unwritten_ns
+        """Newest time that may have gone out before this process."""
 
     @property
     def boot(self) -> str:
@@ -127,7 +133,7 @@ class Timekeeper:
         self._online_s += elapsed_s if self._is_online() else 0.0
         if self._online_s >= self._hold_s:
             log.warning("nobody has told the time in %.0f s online: data goes out as it is, marked", self._online_s)
-            self.clock.release()
+            self.clock.release(self._went_through_ns)
 
     async def _put_right_when_due(self) -> None:
         while True:
@@ -174,7 +180,7 @@ class Timekeeper:
     def _sent_through_ns(self) -> int:
         """Newest time that will have gone out when this is written down again; only what lies ahead needs it."""
         through_ns = self.clock.sent_through_ns
-        return through_ns if through_ns <= self.clock.now_ns() else through_ns + 2 * REMEMBER_S * NS_PER_S
+        return through_ns if through_ns <= self.clock.now_ns() else through_ns + UNWRITTEN_NS
 
     async def _remember(self) -> bool:
         """Write down what is known; whether it is."""

@@ -256,6 +256,32 @@ def test_released_is_what_it_is_and_the_next_time_it_is_held_again() -> None:
     assert clock.is_held
 
 
+def test_what_is_released_by_a_clock_that_is_behind_goes_out_after_what_went_out_before() -> None:
+    machine = Machine(offset=TRUE_OFFSET_NS - DAY_NS, said=UNSYNCED)
+    clock = machine.clock(holds=True)
+    first_ns = clock.now_ns()
+    held = clock.give_out(first_ns, first_ns)
+    assert held is not None
+    machine.run(5, clock)
+    clock.release(first_ns + HOUR_NS)
+    assert clock.put_right == {held: held + HOUR_NS + 1}, "the first comes right after"
+    assert clock.now_ns() > first_ns + HOUR_NS
+    assert clock.known == ClockStamp(ClockState.UNSYNCED, WIDEST_ERROR_NS)
+    machine.run(5, clock)
+    assert clock.now_ns() == first_ns + HOUR_NS + 1 + 10 * NS_PER_S
+    assert clock.give_out(clock.now_ns(), clock.now_ns()) is None
+
+
+def test_what_is_released_later_than_what_went_out_before_stays_as_it_is() -> None:
+    machine = Machine(offset=TRUE_OFFSET_NS - DAY_NS, said=UNSYNCED)
+    clock = machine.clock(holds=True)
+    first_ns = clock.now_ns()
+    held = clock.give_out(first_ns, first_ns)
+    clock.release(first_ns - 1)
+    assert clock.put_right == {held: held}
+    assert clock.now_ns() == first_ns
+
+
 def test_who_cannot_hold_or_cannot_tell_does_not_hold() -> None:
     assert not Machine(said=UNSYNCED).clock().is_held
     assert not Machine(said=UNKNOWN).clock(holds=True).is_held
