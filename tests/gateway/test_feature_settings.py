@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gateway import settings
-from gateway.acquisition import Acquisition, Outputs, Segment
+from gateway.acquisition import Acquisition, Outputs
 from gateway.assembly import RawAssembler
 from gateway.clock import HostClock
 from gateway.devices.base import Samples, SignalSpec
@@ -22,6 +22,7 @@ from gateway.devices.registry import DRIVERS
 from gateway.errors import ConfigError
 from gateway.feature_settings import BandEdges, Features, MeaninglessError
 from gateway.samples import BRAIN_STATE, EEG, NS_PER_S, SampleBlock
+from gateway.segments import Segments
 from gateway.settings import Device, Settings
 from gateway.signal.bands import DEFAULT_SETTINGS, Band, FeatureSettings
 from gateway.signal.features import Features as State
@@ -194,7 +195,8 @@ def test_a_stream_outside_of_the_definitions_is_read_without_brain_states(caplog
         driver = replace(DRIVERS["lsl"], decoder=lambda _options: LslDecoder("EEG", rate_hz, names, ("uV", "uV")))
         with caplog.at_level(logging.WARNING):
             reader = Acquisition("gw", device, driver, lambda: pytest.fail("no link is opened"), HostClock(), outputs)
-        segment = Segment(reader.read_as, driver.decoder(device.options), 0, HostClock(), outputs, items.append, {})
+        decoder = driver.decoder(device.options)
+        segment = Segments(reader.read_as, decoder, HostClock(), items.append, outputs.on_state, lambda: (0, {}))
         count = round(10 * rate_hz)
         rng = np.random.default_rng(2)
         for start in range(0, count, 50):
