@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,3 +133,18 @@ def renewed(entry: bytes, fields: Mapping[bytes, bytes], number: int, epoch: str
     if str(checksum).encode() == fields.get(b"checksum"):
         return fields_of(number, row)
     return {**fields, b"epoch": epoch, b"checksum": ~row.checksum(number)}
+
+
+def renewing(
+    prefix: str, old: Sequence[tuple[bytes, Mapping[bytes, bytes]]], first_id: int, epoch: str
+) -> Iterator[list[Any]]:
+    """Commands that put rows of the former format under new ids, in this format."""
+    for number, (entry, fields) in enumerate(old, start=first_id):
+        held = held_of(entry, fields)
+        key = (held.device, held.signal, epoch)
+        yield ["XDEL", f"{prefix}blocks", entry]
+        yield ["ZREM", f"{prefix}sequences:{held.device}{SEPARATOR}{held.signal}", f"{held.id}:{held.size}"]
+        new = renewed(entry, fields, number, epoch)
+        yield ["XADD", f"{prefix}blocks", f"{number}-1", *(word for pair in new.items() for word in pair)]
+        yield ["ZADD", f"{prefix}sequences:{SEPARATOR.join(key)}", held.sequence, Entry(number, *key, held.size).member]
+        yield ["SADD", f"{prefix}streams", SEPARATOR.join(key)]

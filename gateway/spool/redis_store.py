@@ -31,7 +31,7 @@ from gateway.spool.redis_rows import (
     held_of,
     id_of,
     of_held,
-    renewed,
+    renewing,
 )
 from gateway.spool.store import (
     UNBOUNDED,
@@ -116,7 +116,7 @@ class RedisStore:
     def open(self) -> None:
         with self._mapped():
             if not self._read_only:
-                self._check_durability()
+                check_durability(self._client)
                 self._take_over()
                 self._in_doubt = False
                 self._carried_out.clear()
@@ -371,7 +371,7 @@ class RedisStore:
             self._key("blocks"), f"({after}-1", f"{last_former_id}-1", count=RENEWED_AT_ONCE
         ):
             old = [(entry, fields) for entry, fields in found if b"epoch" not in fields]
-            answer = self._carry_out(self._renewing(old, former.decode()))
+            answer = self._carry_out(renewing(self._prefix, old, self._holding.last_id + 1, former.decode()))
             if answer != b"done":
                 raise DamagedError(f"outbox in Redis: another program writes {self._prefix}*: {answer.decode()}")
             after = id_of(found[-1][0])
@@ -383,17 +383,6 @@ class RedisStore:
                 self._client.hset(tallies, SEPARATOR.join((device, signal, "blocks")), value)
                 self._client.hdel(tallies, SEPARATOR.join((device, signal, name)))
 
-    def _renewing(self, old: Sequence[tuple[bytes, Mapping[bytes, bytes]]], epoch: str) -> Iterator[list[Any]]:
-        for number, (entry, fields) in enumerate(old, start=self._holding.last_id + 1):
-            held = held_of(entry, fields)
-            key = (held.device, held.signal, epoch)
-            yield ["XDEL", self._key("blocks"), entry]
-            yield ["ZREM", f"{self._prefix}sequences:{held.device}{SEPARATOR}{held.signal}", f"{held.id}:{held.size}"]
-            new = renewed(entry, fields, number, epoch)
-            yield ["XADD", self._key("blocks"), f"{number}-1", *(word for pair in new.items() for word in pair)]
-            yield ["ZADD", self._index(key), held.sequence, Entry(number, *key, held.size).member]
-            yield ["SADD", self._key("streams"), SEPARATOR.join(key)]
-
     def _begin_epoch(self) -> None:
         self._epoch = secrets.token_hex(8)
         with contextlib.suppress(redis.OutOfMemoryError):  # a full outbox must open all the same
@@ -404,16 +393,6 @@ class RedisStore:
         for key in self._epoch_keys():
             if not self._client.exists(self._index(key)):
                 self._client.srem(self._key("streams"), SEPARATOR.join(key))
-
-    def _check_durability(self) -> None:
-        try:
-            found = {name: self._client.config_get(name).get(name) for name in _DURABLE}
-        except redis.ResponseError:
-            log.warning("this Redis does not show its configuration: whether it is durable is not known")
-            return
-        wrong = [f"{name} {value}" for name, value in _DURABLE.items() if found[name] != value]
-        if wrong:
-            raise ConfigError("spool.redis_url: this Redis loses data in a power cut", hint="set " + ", ".join(wrong))
 
     def _key(self, name: str) -> str:
         return self._prefix + name
@@ -433,3 +412,15 @@ class RedisStore:
             ) from error
         except redis.RedisError as error:
             raise UnavailableError(f"outbox in Redis: {error}", hint="is the server of spool.redis_url up?") from error
+
+
+def check_durability(client: Any) -> None:
+    """Raises `ConfigError` for a server that a power cut robs."""
+    try:
+        found = {name: client.config_get(name).get(name) for name in _DURABLE}
+    except redis.ResponseError:
+        log.warning("this Redis does not show its configuration: whether it is durable is not known")
+        return
+    wrong = [f"{name} {value}" for name, value in _DURABLE.items() if found[name] != value]
+    if wrong:
+        raise ConfigError("spool.redis_url: this Redis loses data in a power cut", hint="set " + ", ".join(wrong))
