@@ -56,7 +56,8 @@ async def running_edge(
     running = [asyncio.create_task(outbox.run()), asyncio.create_task(uplink.run())]
     try:
         yield Edge(ward, name, outbox, uplink, at)
-        assert not any(task.done() for task in running)
+        for task in running:
+            assert not task.done(), task.exception()
     finally:
         for task in running:
             task.cancel()

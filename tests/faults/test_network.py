@@ -124,30 +124,37 @@ async def made(side: str, ward: Any, mosquitto: Mosquitto, folder: Path) -> Asyn
     settings = ward.settings
     async with ChaosProxy(mosquitto.port) as proxy:
         if side == "bridge":
-            ward.settings = msgspec.structs.replace(
-                ward.settings, mqtt=msgspec.structs.replace(ward.settings.mqtt, port=proxy.port)
-            )
-        bridge = await ward.start()
-        delivered: list[str] = []
-        take = bridge.consumer.session._on_message
+            mqtt_settings = msgspec.structs.replace(settings.mqtt, port=proxy.port)
+            ward.settings = msgspec.structs.replace(settings, mqtt=mqtt_settings)
+        try:
+            async with connected(side, ward, proxy, mosquitto, folder) as line:
+                yield line
+        finally:
+            await ward.stop()
+            ward.settings = settings
 
-        def watch(message: Any) -> None:
-            if topics.parse(message.topic).kind is topics.TopicKind.DATA:
-                delivered.append(message.topic)
-            take(message)
 
-        bridge.consumer.session._on_message = watch
-        if bridge.consumer.session._connection is not None:
-            bridge.consumer.session._connection._deliver = watch
-        port = proxy.port if side == "gateway" else mosquitto.port
-        name = f"gw-network-{next(_names)}"
-        async with running_edge(ward, name, folder, port=port, resend_after_s=RESEND_AFTER_S) as edge:
-            session = edge.uplink.session if side == "gateway" else bridge.consumer.session
-            line = Line(ward, proxy, session, edge, delivered)
-            await line.connected()
-            yield line
-        await ward.stop()
-    ward.settings = settings
+@asynccontextmanager
+async def connected(side: str, ward: Any, proxy: ChaosProxy, mosquitto: Mosquitto, folder: Path) -> AsyncIterator[Line]:
+    bridge = await ward.start()
+    delivered: list[str] = []
+    take = bridge.consumer.session._on_message
+
+    def watch(message: Any) -> None:
+        if topics.parse(message.topic).kind is topics.TopicKind.DATA:
+            delivered.append(message.topic)
+        take(message)
+
+    bridge.consumer.session._on_message = watch
+    if bridge.consumer.session._connection is not None:
+        bridge.consumer.session._connection._deliver = watch
+    port = proxy.port if side == "gateway" else mosquitto.port
+    name = f"gw-network-{next(_names)}"
+    async with running_edge(ward, name, folder, port=port, resend_after_s=RESEND_AFTER_S) as edge:
+        session = edge.uplink.session if side == "gateway" else bridge.consumer.session
+        line = Line(ward, proxy, session, edge, delivered)
+        await line.connected()
+        yield line
 
 
 @pytest.fixture(params=["gateway", "bridge"])
