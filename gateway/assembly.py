@@ -176,7 +176,8 @@ class RawAssembler:
         bad = self._watch.push(uv, at_the_ends, left_out, motion_g)
         self._bad.append(bad)
         if self._states:
-            self._states.push(part.index, uv, bad, line)
+            absent = left_out | ~np.isfinite(uv)
+            self._states.push(part.index, uv, bad, line, absent if absent.any() else None)
 
     def _begin_block(self, index: int) -> TimeLine:
         self._line = self._clock.line_from(index, self._placed_through)
@@ -210,11 +211,13 @@ class RawAssembler:
         line = self._line
         if line is None and self._clock.observed:
             line = self._clock.line_from(event.index, self._placed_through)
+            if self._clock.jumped and self._states:
+                self._states.interrupt(lost=True)
         self._close_block()
         if self._watch:
             self._watch.miss(event.count)
-        if self._states:
-            self._states.interrupt(lost=True)
+        if self._states and line is not None:
+            self._states.miss(event.index, event.count, line)
         if not self._raw:
             return
         if line is None:  # nothing ever arrived that could tell when it was
