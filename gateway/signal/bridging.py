@@ -1,11 +1,6 @@
 """Short gaps in EEG, bridged for the features alone, and never in what is stored.
 
 Pure: samples in, samples out, sample-major; knows no clock and no device.
-
-The rule. A gap of up to `BRIDGE_S`, of one electrode or of all, becomes a straight line between the samples beside it,
-with the mains hum of just before on it, if both are usable and no more than `SHARE_MAX` of the electrode's newest
-second is bridged then. Any other gap is fed as so many unusable samples: the time axis stays true, and no segment that
-holds one counts.
 """
 
 from __future__ import annotations
@@ -64,9 +59,21 @@ class _Rows:
 
 
 class GapBridge:
-    """Bridges the gaps of one stream. Whatever lies before a gap comes out at once, and with no gap nothing waits.
+    """Bridges the gaps of one stream.
 
-    What is held for the sample after a gap is never more than `BRIDGE_S`: from there on the gap is too long.
+    The rule. A gap of up to `BRIDGE_S`, of one electrode or of all, becomes a straight line between the samples beside
+    it, with the mains hum of just before on it, if both are usable and no more than `SHARE_MAX` of the electrode's
+    newest second is bridged then. Any other gap is fed as so many unusable samples: the time axis stays true, and no
+    segment that holds one counts. Whatever lies before a gap comes out at once, and with no gap nothing waits; what is
+    held for the sample after a gap is never more than `BRIDGE_S`.
+
+    Real recordings with 1 % of their packets lost, without bridging and with it (`test_lossy_streams`; differences of
+    a field from the stream without losses: its median, and of the eight fields the largest):
+
+                                        grid points with a state    with coherence    difference
+    Cyton                               10 % -> 100 %               0 % -> 100 %      0.005
+    Muse, each electrode by itself      99 % -> 100 %               20 % -> 100 %     0.011
+    Muse, all electrodes together       82 % -> 100 %               47 % -> 100 %     0.002
     """
 
     def __init__(self, rate_hz: float, channel_count: int) -> None:

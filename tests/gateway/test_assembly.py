@@ -465,6 +465,32 @@ def test_where_raw_samples_are_not_sent_a_loss_is_what_it_cost_the_states() -> N
     assert {loss.signal for loss in sent.losses} == {EEG}
 
 
+def test_states_that_the_electrodes_cost_are_no_loss() -> None:
+    """They are railed when the gap's second is over: from there on nothing is missing."""
+    counts, gap = noise(4_000), range(1_500, 1_520)
+    counts[1_700:3_000] = RAIL
+    (loss,) = run(bursts(counts, lost=[gap]), raw=False).losses
+    whole_again_ns = Machine().offset + PERIOD_NS * (gap.stop + 250)
+    assert whole_again_ns - BRAIN_STATE_PERIOD_NS <= loss.last_ns + NS_PER_S // 2 <= whole_again_ns
+
+
+def test_no_state_is_joined_across_a_leap_of_the_time_axis_at_a_loss() -> None:
+    """Half a second off from the 20th second on, which is believed after ten more; a loss stands before each block."""
+    counts, output = noise(251 * 50), Output()
+    taking = assembler(output, Machine().clock(), raw=False)
+    for block in range(50):
+        first = 251 * block
+        late_ns = NS_PER_S // 2 if block >= 20 else 0
+        if block:
+            taking.take(Missing(EEG, first - 1, 1))
+        for at in range(first, first + 250, 10):
+            taking.take(samples(counts, at, at + 10, (at + 9) * PERIOD_NS + late_ns))
+    taking.finish()
+    apart = np.diff(output.times(BRAIN_STATE))
+    (leap,) = apart[apart != BRAIN_STATE_PERIOD_NS]
+    assert leap > NS_PER_S
+
+
 def test_states_that_a_loss_cost_at_the_end_are_on_record_too() -> None:
     output = run(bursts(noise(1_600), lost=[range(1_503, 1_516)]), raw=False)
     (loss,) = output.losses
