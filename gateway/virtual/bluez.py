@@ -7,7 +7,6 @@ what a single device answers is in `bluez_device`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from types import TracebackType
@@ -19,6 +18,7 @@ from dbus_fast.aio import MessageBus
 from gateway.errors import UnavailableError
 from gateway.virtual.bluez_device import DEVICE, FAILED, Reply, VirtualDevice
 from gateway.virtual.bluez_objects import FALSE, TRUE, Answer, ObjectTree
+from gateway.virtual.paced_bus import PacedBus
 from gateway.virtual.peripheral import Peripheral
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ AGENT_MANAGER = "org.bluez.AgentManager1"
 AGENT_MANAGER_PATH = "/org/bluez"
 AGENT_S_MAX = 5.0
 """A pairing agent that has not answered by then has refused."""
-FLUSH_S_MAX = 2.0
 NEVER = 1 << 40
 """So many connects are refused: all of them."""
 ADVERTISING_PERIOD_S = 0.1
@@ -51,7 +50,7 @@ class VirtualBlueZ:
         """Method calls by `interface.member`, since the start."""
         self._bus_address = bus_address
         self._adapter_path = f"/org/bluez/{adapter}"
-        self._bus: MessageBus | None = None
+        self._bus: PacedBus | None = None
         self._tree = ObjectTree(self._send)
         self._tree.allow_set(ADAPTER, "Powered", lambda powered: None if powered else self._power_is_off())
         self._tree.allow_set(DEVICE, "Trusted")
@@ -178,8 +177,6 @@ class VirtualBlueZ:
     async def kill(self) -> None:
         """The daemon is gone at once: its name vanishes, nobody is told anything, links and sessions are lost."""
         bus, self._bus = self._bus, None
-        if bus is not None and bus.connected:
-            await _closed(bus)
         for call in self._calls:
             call.cancel()
         for device in self._devices.values():
@@ -189,6 +186,9 @@ class VirtualBlueZ:
         self._filters.clear()
         self._agents.clear()
         self._hanging = False
+        # Last, as it takes a while: a peripheral that notifies meanwhile has no link, and nothing of it is counted.
+        if bus is not None:
+            await bus.close()
 
     async def restart(self) -> None:
         """The daemon is there (again): name and adapter appear, devices once they are discovered."""
@@ -205,9 +205,9 @@ class VirtualBlueZ:
             )
         )
         if await bus.request_name(NAME) is not RequestNameReply.PRIMARY_OWNER:
-            await _closed(bus)
+            await PacedBus(bus).close()
             raise UnavailableError(f"{NAME} is taken on {self._bus_address}", hint="give the virtual BlueZ its own bus")
-        self._bus = bus
+        self._bus = PacedBus(bus)
         self._tree.add(AGENT_MANAGER_PATH, {AGENT_MANAGER: {}})
         self._tree.add(
             self._adapter_path,
@@ -296,16 +296,16 @@ class VirtualBlueZ:
         question = Message(client, path, AGENT, "RequestAuthorization", signature="o", body=[device_path])
         try:
             async with asyncio.timeout(AGENT_S_MAX):
-                answer = await self._bus.call(question)
+                answer = await self._bus.bus.call(question)
         except (TimeoutError, OSError, EOFError):
             return False
         return answer.message_type is MessageType.METHOD_RETURN
 
     # -- the bus ------------------------------------------------------------------------------------
 
-    def _send(self, message: Message) -> None:
-        if self._bus is not None and self._bus.connected and not self._hanging:
-            self._bus.send(message)
+    def _send(self, message: Message) -> bool:
+        """False where nobody will hear it: the daemon is gone, or hangs."""
+        return self._bus is not None and not self._hanging and self._bus.send(message)
 
     def _receive(self, message: Message) -> bool:
         if message.message_type is MessageType.SIGNAL and message.member == "NameOwnerChanged":
@@ -366,16 +366,6 @@ class VirtualBlueZ:
             if path == device.path or path.startswith(f"{device.path}/"):
                 return device
         raise DBusError("org.bluez.Error.DoesNotExist", "Does Not Exist")
-
-
-async def _closed(bus: MessageBus) -> None:
-    """What was sent is on the bus first: a notification that was counted as delivered must not die in a buffer."""
-    with contextlib.suppress(OSError, EOFError, TimeoutError):
-        async with asyncio.timeout(FLUSH_S_MAX):
-            await bus.call(Message("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetId"))
-    bus.disconnect()
-    untyped: Any = bus
-    await untyped.wait_for_disconnect()
 
 
 def _unknown_method(message: Message) -> DBusError:

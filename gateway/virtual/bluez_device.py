@@ -332,9 +332,10 @@ class VirtualDevice:
         path = self._path_of.get(uuid)
         if not self._linked or path is None or not self._sessions.get(path):
             return
-        self.delivered[uuid] = self.delivered.get(uuid, 0) + 1
-        for _client in self._sessions[path]:
-            self._tree.change(path, GATT_CHARACTERISTIC, {"Value": Variant("ay", value)})
+        shown: Properties = {"Value": Variant("ay", value)}
+        sent = [self._tree.change(path, GATT_CHARACTERISTIC, shown) for _client in self._sessions[path]]
+        if any(sent):
+            self.delivered[uuid] = self.delivered.get(uuid, 0) + 1
 
 
 def _operation_failed(error: AttributeRefusedError) -> DBusError:

@@ -25,10 +25,11 @@ Answer = tuple[str, list[Any]]
 class ObjectTree:
     """Paths, the interfaces at each, the properties of each interface.
 
-    `emit` sends a signal to everybody on the bus. Objects appear and vanish with one signal each.
+    `emit` sends a signal to everybody on the bus, and tells whether it could. Objects appear and vanish with one
+    signal each.
     """
 
-    def __init__(self, emit: Callable[[Message], None]) -> None:
+    def __init__(self, emit: Callable[[Message], bool]) -> None:
         self._emit = emit
         self._objects: dict[str, dict[str, Properties]] = {}
         self._writable: dict[tuple[str, str], Callable[[Any], None] | None] = {}
@@ -63,18 +64,20 @@ class ObjectTree:
         variant = self._objects.get(path, {}).get(interface, {}).get(name)
         return None if variant is None else variant.value
 
-    def change(self, path: str, interface: str, changed: Properties, invalidated: Iterable[str] = ()) -> None:
+    def change(self, path: str, interface: str, changed: Properties, invalidated: Iterable[str] = ()) -> bool:
         """Set properties and say so (one signal PropertiesChanged, also where a value is the same as before).
 
-        An object that is gone changes no more: a device may be removed in the middle of what it is doing.
+        True if the signal is on its way. An object that is gone changes no more: a device may be removed in the
+        middle of what it is doing.
         """
         properties = self._objects.get(path, {}).get(interface)
         if properties is None:
-            return
+            return False
         properties.update(changed)
         gone = [name for name in invalidated if properties.pop(name, None) is not None]
-        if changed or gone:
-            self._signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [interface, changed, gone])
+        if not changed and not gone:
+            return False
+        return self._signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [interface, changed, gone])
 
     def answer(self, message: Message) -> Answer | None:
         """Answer to a call of a standard interface; None if it is of no standard interface. Raises `DBusError`."""
@@ -122,5 +125,5 @@ class ObjectTree:
         inner += [f"<node name={quoteattr(name)}/>" for name in children]
         return f"<node>{''.join(inner)}</node>"
 
-    def _signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
-        self._emit(Message.new_signal(path, interface, member, signature, body))
+    def _signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> bool:
+        return self._emit(Message.new_signal(path, interface, member, signature, body))

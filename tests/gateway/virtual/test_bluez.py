@@ -71,10 +71,15 @@ def daemon() -> Iterator[DbusDaemon]:
         yield running
 
 
+@pytest.fixture
+def strap() -> HeartRateStrap:
+    return HeartRateStrap(speed=25)
+
+
 @pytest_asyncio.fixture
-async def bluez(daemon: DbusDaemon) -> AsyncIterator[VirtualBlueZ]:
+async def bluez(daemon: DbusDaemon, strap: HeartRateStrap) -> AsyncIterator[VirtualBlueZ]:
     async with VirtualBlueZ(daemon.address) as virtual:
-        virtual.add(HeartRateStrap(speed=25))
+        virtual.add(strap)
         yield virtual
 
 
@@ -136,6 +141,37 @@ async def test_a_lost_link_and_a_reconnect_keep_services_and_sessions(bluez: Vir
     await program.hear("Device1.ServicesResolved=True")
     assert not any(line.startswith("added") for line in program.heard)
     assert bluez.notify_sessions("00:22:D0:3A:10:01") == 1
+
+
+async def test_nothing_counts_as_delivered_while_the_daemon_is_being_killed(
+    bluez: VirtualBlueZ, program: Program, strap: HeartRateStrap
+) -> None:
+    await program.call(STRAP, "org.bluez.Device1.Connect")
+    await program.hear("Device1.ServicesResolved=True")
+    await program.call(MEASUREMENT, "org.bluez.GattCharacteristic1.StartNotify")
+    strap.notify(gatt.HEART_RATE_MEASUREMENT, b"\x00\x01")
+    before = bluez.delivered(strap.address, gatt.HEART_RATE_MEASUREMENT)
+    kill = asyncio.create_task(bluez.kill())
+    await asyncio.sleep(0)
+    assert not kill.done()
+    strap.notify(gatt.HEART_RATE_MEASUREMENT, b"\x00\x02")
+    await kill
+    assert before > 0
+    assert bluez.delivered(strap.address, gatt.HEART_RATE_MEASUREMENT) == before
+    assert not bluez.connected(strap.address)
+
+
+async def test_a_daemon_that_hangs_delivers_nothing(
+    bluez: VirtualBlueZ, program: Program, strap: HeartRateStrap
+) -> None:
+    await program.call(STRAP, "org.bluez.Device1.Connect")
+    await program.hear("Device1.ServicesResolved=True")
+    await program.call(MEASUREMENT, "org.bluez.GattCharacteristic1.StartNotify")
+    strap.silent = True
+    bluez.hang()
+    before = bluez.delivered(strap.address, gatt.HEART_RATE_MEASUREMENT)
+    strap.notify(gatt.HEART_RATE_MEASUREMENT, b"\x00\x01")
+    assert bluez.delivered(strap.address, gatt.HEART_RATE_MEASUREMENT) == before
 
 
 async def test_two_programs_hear_everything_twice_until_one_leaves(
