@@ -28,10 +28,13 @@ class Link(Protocol):
         """Connect; afterwards `read` delivers from now on. Raises `UnavailableError`."""
 
     async def read(self) -> Chunk:
-        """Wait for the next chunk. Raises `UnavailableError` when the link is lost."""
+        """Wait for the next chunk. Raises `UnavailableError` when the link is lost, after all that came before."""
 
     async def write(self, data: bytes, channel: str = "") -> None:
-        """Send to the device. Raises `UnavailableError` when the link is lost."""
+        """Send to the device. Raises `UnavailableError` where it cannot take it.
+
+        A link that is lost raises here or at the next `read`; only `read` has delivered by then what came before.
+        """
 
     async def close(self) -> None:
         """Release everything; may be called in any state, any number of times, and does not raise."""

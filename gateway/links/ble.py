@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 from bleak import BleakClient, BleakScanner
 from bleak.args.bluez import BlueZClientArgs, BlueZScannerArgs
+from bleak.backends.bluezdbus.manager import get_global_bluez_manager
 from bleak.backends.bluezdbus.version import BlueZFeatures
 from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.device import BLEDevice
@@ -35,7 +36,7 @@ from bleak_retry_connector import BleakAbortedError, BleakNotFoundError, establi
 
 from gateway.errors import UnavailableError
 from gateway.links.base import Chunk
-from gateway.links.bluetoothd import ADAPTER_HINT, DAEMON_HINT, POWER_HINT, Bluetoothd
+from gateway.links.bluetoothd import ADAPTER_HINT, DAEMON_HINT, POWER_HINT, Bluetoothd, caught_up
 from gateway.links.pairing import PAIRING_HINT
 from gateway.links.radio import ALARM_HINT, SCAN_S_MAX, Radio, Step
 
@@ -200,6 +201,10 @@ class BleLink:
         self._arrived: asyncio.Queue[Chunk | UnavailableError] = asyncio.Queue()
         self._taking = False
         self._up = False
+        self._signals: Any = None
+        """The library's connection to the bus over which notifications come."""
+        self._ending: asyncio.Task[None] | None = None
+        """Takes what the daemon said before it vanished."""
 
     @property
     def name(self) -> str:
@@ -237,10 +242,17 @@ class BleLink:
         return arrived
 
     async def write(self, data: bytes, channel: str = "") -> None:
-        """Write to a characteristic, with a response where it offers that. Raises `UnavailableError`."""
+        """Write to a characteristic, with a response where it offers that.
+
+        Over a link that was lost, or is lost by it, nothing is written and nothing raised: `read` tells of the loss
+        once it has delivered what came before. Raises `UnavailableError` for a link that is not open, and where
+        the device cannot take it.
+        """
         client = self._client
-        if client is None or not self._up:
+        if client is None:
             raise UnavailableError(f"{self._address} is not open")
+        if not self._up:
+            return
         characteristic = client.services.get_characteristic(channel)
         if characteristic is None:
             raise UnavailableError(f"{self._address} has no characteristic {channel or '(none named)'}")
@@ -252,12 +264,18 @@ class BleLink:
         try:
             async with asyncio.timeout(WRITE_S_MAX):
                 await client.write_gatt_char(characteristic, data)
-        except (BleakError, OSError, EOFError, TimeoutError) as error:
+        except BleakGATTProtocolError as error:
             raise _unavailable(self._address, error) from error
+        except (BleakError, OSError, EOFError, TimeoutError) as error:
+            self._lose(_unavailable(self._address, error))
 
     async def close(self) -> None:
         """Cut the link and leave the bus within a few seconds; any number of times, in any state."""
         self._lose(UnavailableError(f"{self._address} is closed"))
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        self._signals = None
         client, self._client = self._client, None
         daemon, self._daemon = self._daemon, None
         try:
@@ -296,6 +314,7 @@ class BleLink:
             except (UnavailableError, TimeoutError) as error:
                 await self._climb(radio, daemon, adapter, error)
             radio.ladder.connected()
+        self._signals = getattr(await get_global_bluez_manager(), "_bus", None)
         try:
             async with asyncio.timeout(SETUP_S_MAX):
                 await self._set_up(self._client)
@@ -402,7 +421,7 @@ class BleLink:
 
     def _disconnected(self, client: BleakClient) -> None:
         # Also called for connects that fail and are tried again, and at closing: those are not losses.
-        if client is self._client and self._up:
+        if client is self._client and (self._up or self._ending is not None):
             self._lose(UnavailableError(f"{self._address}: the link was lost", hint=RADIO_HINT))
 
     def _daemon_gone(self) -> None:
@@ -411,7 +430,14 @@ class BleLink:
         if self._radio is not None:
             self._radio.scanner.give_up(gone)
         if self._up:
-            self._lose(gone)
+            self._up = False
+            self._ending = asyncio.create_task(self._take_the_rest(gone), name=f"{self._address}: last notifications")
+
+    async def _take_the_rest(self, reason: UnavailableError) -> None:
+        # The news came over our own connection to the bus, notifications come over the library's: there, some that
+        # the daemon sent before it vanished may still be under way.
+        await caught_up(self._signals)
+        self._lose(reason)
 
     def _lose(self, reason: UnavailableError) -> None:
         """Let `read` end with this reason once it has delivered what came before; take nothing more."""

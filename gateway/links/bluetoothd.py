@@ -218,6 +218,17 @@ class Bluetoothd:
         return list(reply.body)
 
 
+async def caught_up(bus: MessageBus | None) -> None:
+    """Wait until all that was sent to this connection so far is here: a bus keeps the order. Does not raise."""
+    if bus is None or not bus.connected:
+        return
+    try:
+        async with asyncio.timeout(CALL_S_MAX):
+            await bus.call(Message(BUS, "/org/freedesktop/DBus", BUS, "GetId"))
+    except (OSError, EOFError, TimeoutError) as error:
+        log.debug("the bus does not answer: %r", error)
+
+
 def _plain(properties: dict[str, Variant]) -> dict[str, Any]:
     plain: dict[str, Any] = unpack_variants(properties)
     return plain

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import bleak_retry_connector
 import pytest
 import pytest_asyncio
+from bleak.backends.bluezdbus.manager import get_global_bluez_manager
 from dbus_fast import BusType, Message
 from dbus_fast.aio import MessageBus
 
@@ -34,6 +35,10 @@ SPEED = 25.0
 DEADLINE_S = 10.0
 CONTROL = "273e0001-4c4d-454d-96be-f03bac821358"
 RESPONSE = "273e0002-4c4d-454d-96be-f03bac821358"
+
+
+BACKLOG = 50
+"""Notifications that are under way when a daemon is killed."""
 
 
 def strap_link(strap: HeartRateStrap) -> BleLink:
@@ -165,6 +170,52 @@ async def test_a_killed_daemon_is_noticed_at_once_and_recovered_from(
         assert "systemctl" in caught.value.hint
         await bluez.restart()
         await link.open()
+        assert len(set(await chunks(link, 20))) > 10
+
+
+async def test_what_a_killed_daemon_had_sent_is_delivered_first(bluez: VirtualBlueZ, strap: HeartRateStrap) -> None:
+    strap.silent = True
+    link = strap_link(strap)
+    async with opened(link):
+        # The news of the daemon's end comes over another socket, and overtakes what nobody has read from this one.
+        with unread(await get_global_bluez_manager()):
+            for number in range(BACKLOG):
+                strap.notify(gatt.HEART_RATE_MEASUREMENT, number.to_bytes(4, "little"))
+            await bluez.kill()
+            await until(lambda: not link.connected)
+        got, error = await rest(link)
+    heard = [chunk.data for chunk in got if chunk.channel == gatt.HEART_RATE_MEASUREMENT]
+    assert heard == [number.to_bytes(4, "little") for number in range(BACKLOG)]
+    assert bluez.delivered(strap.address, gatt.HEART_RATE_MEASUREMENT) == BACKLOG
+    assert "daemon" in error.message
+
+
+@contextmanager
+def unread(manager: Any) -> Iterator[None]:
+    """Nothing is read from the library's connection to the bus, as in a loop that is busy with other things."""
+    loop: Any = asyncio.get_running_loop()
+    descriptor = manager._bus._fd
+    reading = loop._selector.get_key(descriptor).data[0]._callback
+    loop.remove_reader(descriptor)
+    try:
+        yield
+    finally:
+        loop.add_reader(descriptor, reading)
+
+
+async def test_a_link_that_is_closed_while_last_words_are_awaited_can_be_opened_again(
+    bluez: VirtualBlueZ, strap: HeartRateStrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = asyncio.Event()
+    monkeypatch.setattr(ble, "caught_up", lambda _bus: answered.wait())
+    link = strap_link(strap)
+    async with opened(link):
+        await bluez.kill()
+        await until(lambda: not link.connected)
+        await link.close()
+        await bluez.restart()
+        await link.open()
+        answered.set()
         assert len(set(await chunks(link, 20))) > 10
 
 
@@ -563,6 +614,24 @@ async def test_writing(bluez: VirtualBlueZ) -> None:
             await link.write(b"\xff", RESPONSE)
     with pytest.raises(UnavailableError, match="not open"):
         await link.write(b"ab", CONTROL)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_write_over_a_lost_link_leaves_what_came_before(bluez: VirtualBlueZ, known: bool) -> None:
+    recorder = Recorder()
+    bluez.add(recorder)
+    link = BleLink(recorder.address, [RESPONSE], ())
+    async with opened(link):
+        for number in range(3):
+            recorder.notify(RESPONSE, bytes([number]))
+        bluez.drop_link(recorder.address)
+        if known:
+            await until(lambda: not link.connected)
+        await link.write(b"ab", RESPONSE)
+        got, error = await rest(link)
+        assert [chunk.data for chunk in got] == [b"\x00", b"\x01", b"\x02"]
+        assert recorder.written == []
+        assert error.hint
 
 
 async def test_a_write_that_no_packet_can_carry(bluez: VirtualBlueZ) -> None:
