@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gateway.devices.base import Decoder, Event, Facts, Missing, Rejected, Samples, Send
@@ -228,3 +230,33 @@ def test_impossible_counters_are_no_losses() -> None:
     events = BrainFlowDecoder(DESCRIPTION, CYTON).receive(Chunk(table(1, np.nan, -5, 1e9), 0))
     assert [type(event) for event in events] == [Samples]
     assert events[0].columns["quality"].tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]  # just asserted
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.binary(max_size=200)
+        | st.binary(min_size=32, max_size=32)
+        | st.lists(st.floats(-1e6, 1e6) | st.integers(0, 255), min_size=1, max_size=5).map(
+            lambda numbers: table(*numbers)
+        ),
+        max_size=20,
+    ),
+    st.sampled_from([None, CYTON, CYTON_DAISY, 38]),
+)
+def test_any_bytes_are_survived(chunks: list[bytes], board_id: int | None) -> None:
+    decoder = BrainFlowDecoder(DESCRIPTION, board_id)
+    index = 0
+    for data in chunks:
+        events = decoder.receive(Chunk(data, 0))
+        if isinstance(events[0], Rejected):
+            assert [type(event) for event in events] == [Rejected]
+            assert events[0].byte_count == len(data)
+            continue
+        # Every row is there once, and the numbers go on over what is missing.
+        samples = [event for event in events if isinstance(event, Samples)]
+        assert sum(len(event) for event in samples) * len(table(0)) == len(data)
+        for event in events:
+            assert isinstance(event, Samples | Missing)
+            assert event.index == index
+            index += len(event) if isinstance(event, Samples) else event.count
