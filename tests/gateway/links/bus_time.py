@@ -39,8 +39,11 @@ class BusTimeLoop(asyncio.SelectorEventLoop):
         self._last_s = real_s
         return self._now_s
 
-    def go_on(self, step_s: float = STEP_S) -> None:
-        self._until_s = self.time() + step_s
+    def go_on(self, step_s: float = STEP_S) -> float:
+        """Let so much time pass from now on, and give now."""
+        now_s = self.time()
+        self._until_s = now_s + step_s
+        return now_s
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -61,14 +64,19 @@ async def asked(address: str) -> AsyncIterator[None]:
     finally:
         asking.cancel()
         await asyncio.wait([asking])
-        loop.go_on(float("inf"))
         untyped: Any = bus
         bus.disconnect()
         await untyped.wait_for_disconnect()
 
 
 async def _ask(bus: MessageBus, loop: BusTimeLoop) -> None:
-    while True:
-        await bus.call(Message(BUS, "/org/freedesktop/DBus", BUS, "GetId"))
-        loop.go_on()
-        await asyncio.sleep(ASKING_S)
+    try:
+        while True:
+            await bus.call(Message(BUS, "/org/freedesktop/DBus", BUS, "GetId"))
+            # From the moment at which the time was let go on: sleep() may look at the clock when it stands again,
+            # and what is due behind that never comes.
+            turn = asyncio.Event()
+            loop.call_at(loop.go_on() + ASKING_S, turn.set)
+            await turn.wait()
+    finally:
+        loop.go_on(float("inf"))
