@@ -109,7 +109,7 @@ class SqliteStore:
             with self._file.mapped("open", FOLDER_HINT):
                 is_ours = self._marks_file.path.exists()
                 kept = self._marks_file.open() if is_ours else None
-                evidence = self._begin(is_ours=is_ours)
+                evidence = self._begin(kept, is_ours=is_ours)
                 if not is_ours:  # only now: nothing is put beside a file of another program
                     self._marks_file.open()
                 self._reconcile(kept, evidence)
@@ -210,7 +210,7 @@ class SqliteStore:
             self.close()
             raise
 
-    def _begin(self, *, is_ours: bool) -> Evidence:
+    def _begin(self, expected: Marks | None, *, is_ours: bool) -> Evidence:
         """Connect to the outbox, making it; a damaged one is set aside first."""
         make_file(self.path)
         evidence = Evidence.of(self.path)
@@ -219,9 +219,12 @@ class SqliteStore:
             check_owner(self._db, self.path, read_only=False)
             self._file.prepare(_CHECKPOINT_PAGES)
             self._db.execute(FETCH, (0, 0, 0))  # a schema that damage has changed names no such column
-            found(self._db)
+            if expected and expected.lacking(found(self._db).marks):
+                self._db.execute("REINDEX block")  # the rows may be there, and only the index be damaged
         except sqlite3.DatabaseError as error:
-            if not is_damage(error) or not (is_ours or evidence.names_an_outbox()):
+            if not (is_damage(error) or isinstance(error, sqlite3.IntegrityError)) or not (
+                is_ours or evidence.names_an_outbox()
+            ):
                 raise
             self._file.disconnect()
             evidence = Evidence.set_aside(self.path, evidence.log)
@@ -278,7 +281,7 @@ class SqliteStore:
                 self._file.connect("rw")
                 self._file.prepare(_CHECKPOINT_PAGES)
             else:
-                evidence = self._begin(is_ours=True)
+                evidence = self._begin(self._marks, is_ours=True)
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._reconcile(self._staying or self._marks, evidence)
             self._begin_epoch(self._epoch)

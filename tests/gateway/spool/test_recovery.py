@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import sqlite3
@@ -20,6 +21,7 @@ from gateway.spool.store import DamagedRow, StoredRow, Tally
 from gateway.wire import codec
 
 ALL = 10**9
+EPOCH = "0123456789abcdef"
 ON_CALL = Limits(60.0, 10**6)
 FLIPS = 150
 BLOCKS = 60
@@ -155,6 +157,30 @@ def test_what_is_gone_is_named_exactly(cut: Cut, open_stores: list[SqliteStore],
     # It is known once and for all.
     store.close()
     assert account(opened(path, open_stores)) == (here, [], missing)
+
+
+def test_a_damaged_index_doubles_no_row(cut: Cut, open_stores: list[SqliteStore]) -> None:
+    path = cut("index")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_block_1'").fetchone()
+    data = path.read_bytes()
+    entry = (EPOCH + chr(36) + "DEVeeg").encode()
+    places = [at for at in range(len(data)) if data.startswith(entry, at)]
+    assert places
+    assert root
+    for number, at in enumerate(places):
+        for bit in (1, 2, 4):
+            damaged = bytearray(data)
+            damaged[at + len(EPOCH)] ^= bit
+            copy = path.parent / f"{number}-{bit}" / path.name
+            copy.parent.mkdir()
+            copy.write_bytes(damaged)
+            shutil.copy(path.with_name("outbox.db.marks"), copy.parent)
+            store = opened(copy, open_stores)
+            here, _, missing = account(store)
+            assert (len(here), missing) == (BLOCKS, [])
+            store.close()
 
 
 def overwrite(path: Path, start: int, length: int) -> None:
