@@ -7,6 +7,7 @@ sequences are.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -133,6 +134,8 @@ class Told:
         """
         who, loss = read(row)
         assert isinstance(loss, LossRecord)
+        if is_reissued(loss):
+            return [((loss.device, LossCause.RADIO), number_of(loss.first_ns))]
         first, last = loss.sequences or (0, -1)
         epoch = loss.epoch or who.epoch
         identities = [Identity(GATEWAY, loss.device, loss.signal, epoch, number) for number in range(first, last + 1)]
@@ -248,6 +251,12 @@ def key_of(content: SampleBlock | LossRecord) -> BlockKey:
     same = np.array_equal(made.times_ns, content.times_ns) and np.array_equal(made.columns[name], content.columns[name])
     assert same, f"block {number} of {stream} is not what it was"
     return stream, number
+
+
+def is_reissued(loss: LossRecord) -> bool:
+    """Whether this stands for the damaged record of a loss by radio: its cause is no longer known, all else is."""
+    made = radio_loss(loss.device, number_of(loss.first_ns))
+    return loss.sequences is None and dataclasses.replace(loss, cause=LossCause.RADIO) == made
 
 
 def is_given_up(content: SampleBlock | LossRecord) -> TypeGuard[LossRecord]:

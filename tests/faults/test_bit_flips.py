@@ -1,0 +1,136 @@
+"""Single bits of an outbox's files decay: every block that it accepted is there intact, or on record as lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import WardlinkError
+from gateway.samples import LossCause, LossRecord
+from gateway.spool.outbox import Limits, Outbox
+from gateway.spool.sqlite_store import SqliteStore
+from gateway.spool.store import Row, StoredRow
+from tests.faults.witness import ALL, GATEWAY, Found, Told, look, read, settle
+from tests.faults.workload import REOPEN_EVERY, Workload, tell
+
+pytestmark = pytest.mark.faults
+
+FILE = "outbox.db"
+LOG = FILE + "-wal"
+MARKS = FILE + ".marks"
+FLIPS = 40
+FLIPS_LONG = 300
+ROUNDS = REOPEN_EVERY + 12
+"""What was accepted before the last opening is in the file, the rest in the log alone."""
+QUOTA_BYTES = 80_000
+NEW_NUMBER = 5000
+"""Of the blocks that are appended after the flip."""
+LOSSES_ALLOWED = (LossCause.SHED, LossCause.CORRUPT)
+
+Files = Mapping[str, bytes]
+
+
+@dataclass(slots=True)
+class Toll:
+    """What a series of flips did."""
+
+    recorded: int = 0
+    """Flips of which a loss is on record."""
+    harmed: list[str] = field(default_factory=list)
+    """Flips after which something was wrong and nobody said so."""
+
+
+def killed(folder: Path) -> tuple[Files, Told]:
+    """The files that a kill -9 leaves of a busy outbox, and what it had told."""
+    told, files = Told(), {}
+
+    def on_event(number: int) -> None:
+        tell(told, workload.events[number])
+        files.update({path.name: path.read_bytes() for path in folder.iterdir()})
+
+    workload = Workload(folder / FILE, SqliteStore, on_event, seed=2, quota_bytes=QUOTA_BYTES, receipts_share=0.1)
+    asyncio.run(workload.run(ROUNDS))
+    return files, told
+
+
+def flipped(files: Files, name: str, bit: int) -> Files:
+    content = bytearray(files[name])
+    content[bit // 8] ^= 1 << bit % 8
+    return {**files, name: bytes(content)}
+
+
+def take_toll(files: Files, told: Told, name: str, count: int, folder: Path) -> Toll:
+    """Flip one bit of a file at a time, and open what is there."""
+    toll, draw = Toll(), random.Random(11)
+    for _ in range(count):
+        bit = draw.randrange(len(files[name]) * 8)
+        try:
+            toll.recorded += survive(flipped(files, name, bit), told, folder / "flipped")
+        except (AssertionError, WardlinkError) as error:
+            toll.harmed.append(f"bit {bit} of {name}: {error}")
+    return toll
+
+
+def survive(files: Files, told: Told, folder: Path) -> bool:
+    """Open, ask the cloud, go on, open again, hold it against what was told. Returns whether losses are on record."""
+    folder.mkdir()
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        asyncio.run(look_at(folder, told))
+        found = asyncio.run(look_at(folder, told, NEW_NUMBER))
+    finally:
+        shutil.rmtree(folder)
+    found.check(told, LOSSES_ALLOWED)
+    return any(is_corrupt(row) for row in found.rows)
+
+
+async def look_at(folder: Path, told: Told, new_number: int | None = None) -> Found:
+    """What an outbox holds after it has read everything once and the cloud has answered for what is missed."""
+    outbox = Outbox(SqliteStore(folder / FILE), GATEWAY, Limits(3600.0, ALL))
+    try:
+        await outbox.open()
+        await outbox.fetch(0, ALL, ALL)
+        await outbox.commit()
+        await settle(outbox, told)
+        return await look(outbox, new_number)
+    finally:
+        await outbox.close()
+
+
+def is_corrupt(row: StoredRow) -> bool:
+    """Whether a row is the record of what damage took."""
+    _, content = read(row)
+    return isinstance(content, LossRecord) and content.cause is LossCause.CORRUPT
+
+
+@pytest.mark.parametrize("name", [FILE, LOG, MARKS])
+@pytest.mark.timeout(900)
+def test_no_flip_is_silent(name: str, tmp_path: Path, scratch: Path, is_long: bool) -> None:
+    flips = FLIPS_LONG if is_long else FLIPS
+    toll = take_toll(*killed(tmp_path), name, flips, scratch)
+    print(f"{name}: {toll.recorded} of {flips} flips on record, {len(toll.harmed)} silent")
+    assert toll.harmed == []
+    assert toll.recorded > 0 or name == MARKS
+
+
+def test_control_rows_without_checksums_pass_when_they_are_not_what_they_were(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Row, "checksum", lambda *_: 0)
+    toll = take_toll(*killed(tmp_path), FILE, FLIPS, scratch)
+    print(f"{len(toll.harmed)} of {FLIPS} flips silent, such as {toll.harmed[:1]}")
+    assert toll.harmed
+
+
+def test_control_without_marks_a_log_loses_rows_unseen(tmp_path: Path, scratch: Path) -> None:
+    files, told = killed(tmp_path)
+    toll = take_toll({name: content for name, content in files.items() if name != MARKS}, told, LOG, FLIPS, scratch)
+    print(f"{len(toll.harmed)} of {FLIPS} flips silent, such as {toll.harmed[:1]}")
+    assert any("accepted blocks lost" in harm for harm in toll.harmed)
