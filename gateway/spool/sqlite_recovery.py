@@ -178,9 +178,13 @@ def found(db: sqlite3.Connection) -> Found:
 
 
 def put_back(db: sqlite3.Connection, rows: Iterable[StoredRow], sought: Marks | _Everything, here: Found) -> int:
-    """Insert the intact records that are sought and not there. Returns how many. Only within a transaction."""
+    """Insert the intact records that are sought and not there. Returns how many. Only within a transaction.
+
+    One that is there, and only its index entry is not, stays where it is: the index is made anew.
+    """
     next_id = here.last_id + 1
     count = 0
+    is_index_wrong = False
     for item in rows:
         device, signal, epoch, sequence = item.row.identity
         if isinstance(sought, Marks) and not sought.holds((device, signal, epoch), sequence):
@@ -191,11 +195,16 @@ def put_back(db: sqlite3.Connection, rows: Iterable[StoredRow], sought: Marks | 
                 continue
             db.execute("DELETE FROM block WHERE id = ?", (before[0],))
             count -= 1
-        taken = db.execute("SELECT 1 FROM block WHERE id = ?", (item.id,)).fetchone()
+        taken = db.execute("SELECT device, signal, epoch, sequence FROM block WHERE id = ?", (item.id,)).fetchone()
+        if taken == item.row.identity:
+            is_index_wrong = True
+            continue
         number = next_id if taken else item.id
         db.execute(INSERT, values(number, item.row))
         next_id = max(next_id, number + 1)
         count += 1
+    if is_index_wrong:
+        db.execute("REINDEX block")
     return count
 
 

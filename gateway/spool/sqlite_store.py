@@ -94,6 +94,8 @@ class SqliteStore:
         self._marks = Marks()
         self._staying: Marks | None = None
         """What is here whether or not the newest step was carried out, as long as its outcome is not known."""
+        self._indexed: dict[int, tuple[str, str, str, int]] = {}
+        """Who damaged rows were by the index, for when they are taken out: in the row itself that may be wrong."""
         self._epoch = ""
         self._holding = Holding(0, 0, 0)
 
@@ -341,6 +343,8 @@ class SqliteStore:
             self._db.executemany(COUNT, [(*key, *count) for key, count in counts.items() if any(count)])
         marks.count(counts)
         self._marks, self._staying = marks, None
+        for number in ids:
+            self._indexed.pop(number, None)
         before = self._holding
         self._holding = Holding(
             before.rows + len(rows) - len(sizes),
@@ -355,8 +359,8 @@ class SqliteStore:
         gone: dict[tuple[str, str, str, int], int] = {}
         sizes: list[int] = []
         for number in ids:
-            for size, device, signal, epoch, sequence, *about in self._db.execute(TAKE_OUT, (number,)).fetchall():
-                samples, lost, lost_signal = about
+            for size, *who, samples, lost, lost_signal in self._db.execute(TAKE_OUT, (number,)).fetchall():
+                device, signal, epoch, sequence = self._indexed.get(number, who)
                 sizes.append(size)
                 gone[device, signal, epoch, sequence] = samples
                 marks.take((device, signal, epoch), sequence, samples + lost)
@@ -390,7 +394,11 @@ class SqliteStore:
 
     def _indexed_identity(self, number: int) -> Sequence[Any] | None:
         rows = self._read(INDEXED_IDENTITY, (number,))
-        return rows[0] if rows else None
+        if not rows:
+            return None
+        device, signal, epoch, sequence = typed((number, *rows[0]))[1:]
+        self._indexed[number] = (device, signal, epoch, sequence)
+        return self._indexed[number]
 
     def _tallies(self) -> Mapping[StreamKey, Tally]:
         rows = self._db.execute("SELECT device, signal, blocks, accepted, lost FROM tally").fetchall()

@@ -177,7 +177,9 @@ class Found:
         if twice:
             yield f"{len(twice)} identities given twice, such as {twice[0]}"
         for row in self.rows:
-            identity, _ = read(row)
+            identity, content = read(row)
+            if isinstance(content, LossRecord) and content.cause is LossCause.CORRUPT and content.sequences is None:
+                continue  # issued again for a record that was damaged, under its old identity
             checksum = zlib.crc32(row.row.payload.data)
             if identity in told.shown and told.shown[identity].checksum != checksum:
                 yield f"{identity} has other bytes than before"
