@@ -302,16 +302,16 @@ class Troubled:
 async def test_a_flood_of_receipts_that_the_disk_cannot_take_stays_with_the_broker(
     chain: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(uplink_module, "RECEIPTS_BYTES_MAX", 100_000)
+    monkeypatch.setattr(uplink_module, "RECEIPTS_BYTES_MAX", 40_000)
     monkeypatch.setattr(uplink_module, "DISK_RETRY_S", 0.01)
     caplog.set_level(logging.CRITICAL)
     store = Troubled(chain, find=10**9)
     async with chain.cloud() as cloud, chain.outbox(store) as outbox, chain.uplink(outbox) as uplink:
         outbox.append(chain.block())
         await chain.until(lambda: cloud.blocks)
-        message = cloud.receipt_message([CommittedRanges("DEV", "eeg", outbox.epoch, [(7, 7)] * 3000)])
-        fit = 1 + 100_000 // len(message.payload)
-        flood = [cloud.session.publish(message) for _ in range(300)]
+        message = cloud.receipt_message([CommittedRanges("DEV", "eeg", outbox.epoch, [(7, 7)] * 1000)])
+        fit = 1 + 40_000 // len(message.payload)
+        flood = [cloud.session.publish(message) for _ in range(100)]
         await asyncio.wait_for(asyncio.gather(*flood), SECONDS_MAX)
         await cloud.receipt(outbox.epoch, [(0, 0)])
         await chain.until(lambda: uplink._inbox.qsize() >= fit - 1)
