@@ -87,6 +87,12 @@ def connections() -> dict[str, int]:
     return {adapter: len(radio.holders) for adapter, radio in radios.items()}
 
 
+def _carries_links(*, but: Radio[BLEDevice]) -> bool:
+    """Another adapter has a connection, which a restart of the daemon would cut."""
+    radios = _radios.get(asyncio.get_running_loop(), {}).values()
+    return any(holder.connected for radio in radios if radio is not but for holder in radio.holders)
+
+
 @asynccontextmanager
 async def _discovery(adapter: str, heard: Callable[[str, BLEDevice], None]) -> AsyncIterator[None]:
     def advertised(device: BLEDevice, advertisement: AdvertisementData) -> None:
@@ -362,12 +368,19 @@ class BleLink:
         if radio.works_for_others(self):
             radio.ladder.connected()
             raise failure from error
-        if radio.ladder.failed() is Step.SWITCH:
-            log.warning("nothing connects over %s: switching it off and on", adapter)
-            try:
+        step = radio.ladder.failed()
+        try:
+            if step is Step.SWITCH:
+                log.warning("nothing connects over %s: switching it off and on", adapter)
                 await daemon.switch_off_and_on(adapter)
-            except UnavailableError as refusal:
-                log.warning("%s", refusal)
+            elif step is Step.RESTART and not _carries_links(but=radio):
+                log.warning("nothing connects over %s: restarting the Bluetooth daemon", adapter)
+                # Until the answer says otherwise.
+                radio.ladder.restart_refused()
+                await daemon.restart()
+                radio.ladder.restarted()
+        except UnavailableError as refusal:
+            log.warning("%s", refusal)
         if radio.ladder.alarm:
             raise UnavailableError(f"{failure.message}; nothing connects over {adapter}", hint=ALARM_HINT) from error
         raise failure from error

@@ -34,6 +34,8 @@ DEVICE = "org.bluez.Device1"
 BATTERY = "org.bluez.Battery1"
 BUS = "org.freedesktop.DBus"
 PROPERTIES = "org.freedesktop.DBus.Properties"
+SYSTEMD = "org.freedesktop.systemd1"
+UNIT = "bluetooth.service"
 
 CALL_S_MAX = 5.0
 """A daemon that lives answers within milliseconds; only cutting a link takes it up to two seconds."""
@@ -41,6 +43,9 @@ CALL_S_MAX = 5.0
 DAEMON_HINT = "sudo systemctl start bluetooth (package bluez); its log: journalctl -u bluetooth"
 BUS_HINT = "is the D-Bus system bus running (package dbus), and may this user connect to it?"
 ADAPTER_HINT = "bluetoothctl list shows the adapters; rfkill list shows whether one is blocked"
+RESTART_HINT = (
+    "install systemd/60-wardlink-bluetooth.rules in /etc/polkit-1/rules.d/, or sudo systemctl restart bluetooth"
+)
 POWER_HINT = "bluetoothctl power on; rfkill unblock bluetooth"
 
 OFF_S = 1.0
@@ -116,6 +121,19 @@ class Bluetoothd:
                 ) from error
             if not powered:
                 await asyncio.sleep(OFF_S)
+
+    async def restart(self) -> None:
+        """Ask systemd to restart the daemon: all links of all adapters are lost.
+
+        polkit allows that where a rule says so (systemd/60-wardlink-bluetooth.rules); nobody is asked for a password.
+        Raises `UnavailableError`.
+        """
+        try:
+            await self._call(
+                SYSTEMD, "/org/freedesktop/systemd1", f"{SYSTEMD}.Manager", "RestartUnit", "ss", [UNIT, "replace"]
+            )
+        except DBusError as error:
+            raise UnavailableError(f"{UNIT} cannot be restarted: {error.text}", hint=RESTART_HINT) from error
 
     async def connected_devices(self) -> list[tuple[dict[str, Any], int | None]]:
         """Properties (`Device1`) and battery level, %, of the devices that have a link, and so do not advertise.

@@ -21,11 +21,14 @@ SCAN_S_MAX = 5.0
 """Sensors advertise at least every second, and every other second is the radio's own."""
 FAILURES_BEFORE_SWITCHING = 4
 """Connects that failed in a row, over all devices, with none connected: each was tried several times over."""
-FAILURES_BEFORE_ALARM = 2 * FAILURES_BEFORE_SWITCHING
+FAILURES_BEFORE_RESTART = 2 * FAILURES_BEFORE_SWITCHING
+FAILURES_BEFORE_ALARM = 3 * FAILURES_BEFORE_SWITCHING
+"""Sooner where the daemon may not be restarted."""
 
 ALARM_HINT = (
-    "nothing connects although the adapter was switched off and on: sudo systemctl restart bluetooth (wardlink leaves "
-    "that to you and to systemd), then unplug the adapter and plug it in again; dmesg | grep -i bluetooth"
+    "nothing connects although the adapter was switched off and on: sudo systemctl restart bluetooth (wardlink does "
+    "it itself where systemd/60-wardlink-bluetooth.rules is installed for polkit), then unplug the adapter and plug "
+    "it in again; dmesg | grep -i bluetooth"
 )
 
 Device = TypeVar("Device")
@@ -97,31 +100,42 @@ class Step(Enum):
 
     AGAIN = "try again"
     SWITCH = "switch the adapter off and on"
+    RESTART = "restart the daemon"
 
 
 class Ladder:
-    """What is tried when nothing connects: switching the adapter off and on, then an alarm.
+    """What is tried when nothing connects: switching the adapter off and on, restarting the daemon, then an alarm.
 
-    Removing a device of which an operation hangs comes before, and is the link's own; restarting the daemon comes
-    after, and is not ours to do.
+    Removing a device of which an operation hangs comes before, and is the link's own.
     """
 
     def __init__(self) -> None:
         self._failures = 0
+        self._restart_refused = False
 
     @property
     def alarm(self) -> bool:
         """All that can be tried from here was tried."""
-        return self._failures >= FAILURES_BEFORE_ALARM
+        return self._failures >= (FAILURES_BEFORE_RESTART if self._restart_refused else FAILURES_BEFORE_ALARM)
 
     def connected(self) -> None:
         """A device connected, or is connected: the adapter works."""
         self._failures = 0
 
+    def restart_refused(self) -> None:
+        """The daemon may not be restarted from here; it is asked for again all the same, a rule may come."""
+        self._restart_refused = True
+
+    def restarted(self) -> None:
+        """The daemon was restarted."""
+        self._restart_refused = False
+
     def failed(self) -> Step:
         """A device that was heard could not be connected, and no other is connected."""
         self._failures += 1
-        return Step.AGAIN if self._failures % FAILURES_BEFORE_SWITCHING else Step.SWITCH
+        if self._failures % FAILURES_BEFORE_SWITCHING:
+            return Step.AGAIN
+        return Step.SWITCH if self._failures % FAILURES_BEFORE_RESTART else Step.RESTART
 
 
 class Holder(Protocol):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.links import bluetoothd
+
 UNITS = Path(__file__).parents[2] / "systemd"
 PROGRAM = "/opt/wardlink/bin/wardlink"
 
@@ -107,3 +109,15 @@ def test_folders_of_the_configuration_are_made(tmp_path: Path) -> None:
         for folder in (tmp_path / "etc").rglob("*")
     }
     assert modes == {"etc/wardlink": 0o755, "etc/wardlink/conf.d": 0o755, "etc/wardlink/credentials": 0o700}
+
+
+def test_the_rule_names_the_gateway_and_what_it_asks_for() -> None:
+    rule = (UNITS / "60-wardlink-bluetooth.rules").read_text()
+    (user,) = [
+        line.removeprefix("User=")
+        for line in (UNITS / "wardlink-gateway.service").read_text().splitlines()
+        if line.startswith("User=")
+    ]
+    assert f'subject.user === "{user}"' in rule
+    assert f'action.lookup("unit") === "{bluetoothd.UNIT}"' in rule
+    assert 'action.lookup("verb") === "restart"' in rule

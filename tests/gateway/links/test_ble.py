@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -424,19 +424,113 @@ async def test_an_adapter_over_which_nothing_connects_is_switched_off_and_on(
     assert bluez.calls["org.freedesktop.DBus.Properties.Set"] == 2
 
 
-async def test_when_that_does_not_help_there_is_an_alarm(
-    bluez: VirtualBlueZ, strap: HeartRateStrap, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ble, "CONNECT_S_MAX", 0.1)
-    monkeypatch.setattr(bluetoothd, "OFF_S", 0.01)
-    bluez.wedge(times=3)
-    link = strap_link(strap)
-    hints = []
-    for _ in range(radio.FAILURES_BEFORE_ALARM):
+@asynccontextmanager
+async def systemd(address: str, restart: Callable[[], Awaitable[None]] | None) -> AsyncIterator[list[list[str]]]:
+    """A systemd that restarts a unit, or may not; what was asked of it."""
+    bus = await MessageBus(address).connect()
+    asked: list[list[str]] = []
+    restarting: set[asyncio.Task[None]] = set()
+
+    async def answer(message: Message) -> None:
+        if restart is not None:
+            await restart()
+        await bus.send(
+            Message.new_method_return(message, "o", ["/org/freedesktop/systemd1/job/1"])
+            if restart is not None
+            else Message.new_error(
+                message,
+                "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+                "Interactive authentication required.",
+            )
+        )
+
+    def hear(message: Message) -> bool:
+        if message.member != "RestartUnit" or message.interface != "org.freedesktop.systemd1.Manager":
+            return False
+        asked.append(message.body)
+        task = asyncio.create_task(answer(message))
+        restarting.add(task)
+        task.add_done_callback(restarting.discard)
+        return True
+
+    bus.add_message_handler(hear)
+    await bus.request_name("org.freedesktop.systemd1")
+    yield asked
+    await closed(bus)
+
+
+async def failures(link: BleLink, count: int) -> list[UnavailableError]:
+    """What so many attempts to connect end in."""
+    errors = []
+    for _ in range(count):
         with pytest.raises(UnavailableError) as caught:
             await link.open()
-        hints.append(caught.value.hint)
-    assert ["restart bluetooth" in hint for hint in hints] == [False] * (radio.FAILURES_BEFORE_ALARM - 1) + [True]
+        errors.append(caught.value)
+    return errors
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ble, "CONNECT_S_MAX", 0.1)
+    monkeypatch.setattr(bluetoothd, "OFF_S", 0.01)
+
+
+async def test_when_that_does_not_help_the_daemon_is_restarted(
+    system_bus: str, bluez: VirtualBlueZ, strap: HeartRateStrap, impatient: None
+) -> None:
+    async def restart() -> None:
+        await bluez.kill()
+        bluez.refuse_connects(strap.address, 0)
+        await bluez.restart()
+
+    bluez.wedge(times=1000)
+    link = strap_link(strap)
+    async with systemd(system_bus, restart) as asked:
+        errors = await failures(link, radio.FAILURES_BEFORE_RESTART)
+        assert asked == [["bluetooth.service", "replace"]]
+        assert not any("nothing connects" in error.message for error in errors)
+        async with opened(link):
+            await chunks(link, 3)
+    assert bluez.calls["org.freedesktop.DBus.Properties.Set"] == 2
+
+
+async def test_a_daemon_that_may_not_be_restarted_is_an_alarm(
+    system_bus: str, bluez: VirtualBlueZ, strap: HeartRateStrap, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    bluez.wedge(times=1000)
+    async with systemd(system_bus, None) as asked:
+        errors = await failures(strap_link(strap), radio.FAILURES_BEFORE_RESTART)
+    assert len(asked) == 1
+    assert ["nothing connects" in error.message for error in errors] == [False] * (len(errors) - 1) + [True]
+    assert "60-wardlink-bluetooth.rules" in errors[-1].hint
+    assert "Interactive authentication required" in caplog.text
+
+
+async def test_a_restart_that_does_not_help_is_an_alarm(
+    system_bus: str, bluez: VirtualBlueZ, strap: HeartRateStrap, impatient: None
+) -> None:
+    async def restart() -> None:
+        await bluez.kill()
+        await bluez.restart()
+
+    bluez.wedge(times=1000)
+    async with systemd(system_bus, restart):
+        errors = await failures(strap_link(strap), radio.FAILURES_BEFORE_ALARM)
+    assert ["restart bluetooth" in error.hint for error in errors] == [False] * (len(errors) - 1) + [True]
+
+
+async def test_no_daemon_is_restarted_while_another_adapter_carries_a_link(
+    system_bus: str, bluez: VirtualBlueZ, strap: HeartRateStrap, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Carried:
+        connected = True
+
+    carried = Carried()
+    ble._radio("hci1").holders.add(carried)
+    bluez.wedge(times=1000)
+    async with systemd(system_bus, None) as asked:
+        await failures(strap_link(strap), radio.FAILURES_BEFORE_RESTART)
+    assert asked == []
 
 
 async def test_a_dying_bus_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,12 +127,24 @@ def test_the_ladder() -> None:
     for _ in range(2 * radio.FAILURES_BEFORE_ALARM):
         steps.append(ladder.failed())
         alarms.append(ladder.alarm)
-    assert [number for number, step in enumerate(steps, start=1) if step is Step.SWITCH] == [4, 8, 12, 16]
-    assert alarms == [False] * 7 + [True] * 9
+    assert [number for number, step in enumerate(steps, start=1) if step is Step.SWITCH] == [4, 12, 20]
+    assert [number for number, step in enumerate(steps, start=1) if step is Step.RESTART] == [8, 16, 24]
+    assert alarms == [False] * 11 + [True] * 13
     ladder.connected()
     alarms.append(ladder.alarm)
     assert alarms[-1] is False
     assert ladder.failed() is Step.AGAIN
+
+
+def test_where_the_daemon_may_not_be_restarted_the_alarm_comes_sooner() -> None:
+    ladder = Ladder()
+    while ladder.failed() is not Step.RESTART:
+        assert not ladder.alarm
+    assert not ladder.alarm
+    ladder.restart_refused()
+    assert ladder.alarm
+    ladder.restarted()
+    assert not ladder.alarm
 
 
 class Link:
