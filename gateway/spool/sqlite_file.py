@@ -112,7 +112,7 @@ class SqliteFile:
         """Turn what SQLite and the system say into errors of ours, and remember what has to be mended."""
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             text = f"outbox {self.path}: cannot {doing}: {error}"
             if is_full(error):
                 self._reserve.release()

@@ -80,7 +80,14 @@ _TYPES: tuple[type[int | str | bytes], ...] = (
     *(str, str, int, bytes),
 )
 _FORMER_TYPES = (int, str, str, int, int, int, int, int, str, str, str, bytes, int)
-FETCH = f"SELECT {HELD}, {REST} FROM block WHERE id > ? AND id <= ? AND boot = '' ORDER BY id LIMIT ?"  # noqa: S608 - constants
+FETCH = f"""
+SELECT {HELD}, {REST} FROM block
+WHERE id > ? AND id <= ? AND (boot = '' OR NOT EXISTS (
+    SELECT 1 FROM block u INDEXED BY unstamped WHERE u.boot != '' AND u.id = block.id
+))
+ORDER BY id LIMIT ?
+"""  # noqa: S608 - constants
+"""A row that only damage gave a boot is not among those that wait for their times, and comes here to be noticed."""
 UNSTAMPED = f"SELECT {HELD}, {REST} FROM block WHERE boot != '' ORDER BY id LIMIT ?"  # noqa: S608 - constants
 INDEXED_IDENTITY = """
 SELECT device, signal, epoch, sequence FROM block INDEXED BY sqlite_autoindex_block_1 WHERE epoch >= '' AND id = ?
@@ -93,6 +100,7 @@ FROM block i INDEXED BY sqlite_autoindex_block_1 CROSS JOIN block t ON t.id = i.
 WHERE i.epoch >= '' ORDER BY i.epoch, i.sequence
 """
 """Who is here by the index, and how much of it by the table."""
+SCAN_TYPES = (str, str, str, int, int, int, int, int, int, str, int, str)
 FIND = """
 SELECT id, device, signal, epoch, sequence, size FROM block
 WHERE epoch = ? AND sequence BETWEEN ? AND ? AND device = ? AND signal = ?
@@ -107,6 +115,7 @@ SUSPECTS = (
 )
 ADD_SUSPECT = "INSERT OR REPLACE INTO suspect VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SETTLE = "DELETE FROM suspect WHERE device = ? AND signal = ? AND epoch = ? AND first = ?"
+TALLIES = "SELECT device, signal, blocks, accepted, lost FROM tally"
 RAISE_TALLY = """
 INSERT INTO tally (device, signal, blocks, accepted, lost) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET blocks = max(blocks, excluded.blocks), accepted = max(accepted, excluded.accepted),

@@ -21,7 +21,18 @@ from gateway.errors import DamagedError, UnavailableError
 from gateway.spool import disk
 from gateway.spool.marks import Marks
 from gateway.spool.salvage import intact_rows
-from gateway.spool.sqlite_format import ADD_SUSPECT, FIND, FORMAT, FORMER, HALF_WAY, INSERT, SCAN, values
+from gateway.spool.sqlite_format import (
+    ADD_SUSPECT,
+    FIND,
+    FORMAT,
+    FORMER,
+    HALF_WAY,
+    INSERT,
+    SCAN,
+    SCAN_TYPES,
+    typed,
+    values,
+)
 from gateway.spool.store import StoredRow, Suspect
 
 log = logging.getLogger(__name__)
@@ -169,7 +180,8 @@ def check_owner(db: sqlite3.Connection, path: Path, *, read_only: bool) -> None:
 def found(db: sqlite3.Connection) -> Found:
     """What is in the tables."""
     here = Found(Marks())
-    for device, signal, epoch, sequence, number, size, *about in db.execute(SCAN):
+    for columns in db.execute(SCAN):
+        device, signal, epoch, sequence, number, size, *about = typed(columns, SCAN_TYPES)
         here.marks.add_columns((device, signal, epoch), (sequence, *about))
         here.rows += 1
         here.size += size
@@ -230,6 +242,8 @@ def recount(db: sqlite3.Connection) -> None:
 
 def is_damage(error: Exception) -> bool:
     """Whether SQLite calls the file damaged; a table or column that is not there is damage in the schema's text."""
+    if isinstance(error, UnicodeDecodeError):
+        return True  # SQLite quotes what it does not understand
     if not isinstance(error, sqlite3.DatabaseError):
         return False
     text = str(error)

@@ -31,6 +31,7 @@ from gateway.spool.sqlite_format import (
     SETTLE,
     SUSPECTS,
     TAKE_OUT,
+    TALLIES,
     UNSTAMPED,
     checked,
     typed,
@@ -162,7 +163,7 @@ class SqliteStore:
         return {(device, signal, epoch): (first, last) for device, signal, epoch, first, last in found}
 
     def tallies(self) -> Mapping[StreamKey, Tally]:
-        found = self._read("SELECT device, signal, blocks, accepted, lost FROM tally")
+        found = self._read(TALLIES)
         return {(device, signal): Tally(*numbers) for device, signal, *numbers in found}
 
     def holding(self) -> Holding:
@@ -220,10 +221,11 @@ class SqliteStore:
             self._file.connect("rw")
             check_owner(self._db, self.path, read_only=False)
             self._file.prepare(_CHECKPOINT_PAGES)
-            self._db.execute(FETCH, (0, 0, 0))  # a schema that damage has changed names no such column
+            for query in (FETCH.replace("?", "0"), SUSPECTS, TALLIES):
+                self._db.execute(query)  # a schema that damage has changed names no such column
             if expected and expected.lacking(found(self._db).marks):
                 self._db.execute("REINDEX block")  # the rows may be there, and only the index be damaged
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if not (is_damage(error) or isinstance(error, sqlite3.IntegrityError)) or not (
                 is_ours or evidence.names_an_outbox()
             ):
@@ -401,7 +403,7 @@ class SqliteStore:
         return self._indexed[number]
 
     def _tallies(self) -> Mapping[StreamKey, Tally]:
-        rows = self._db.execute("SELECT device, signal, blocks, accepted, lost FROM tally").fetchall()
+        rows = self._db.execute(TALLIES).fetchall()
         return {(device, signal): Tally(*numbers) for device, signal, *numbers in rows}
 
 
