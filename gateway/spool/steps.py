@@ -48,6 +48,8 @@ class Steps:
         self._pending_bytes = 0
         self._given_up: dict[int, None] = {}
         """Rows that go with the next step, in which the records of their loss come."""
+        self._nameless: set[int] = set()
+        """Damaged rows of which not even the stream is readable: taken out once, and told once, even if they stay."""
         self._receipted: dict[int, Place] = {}
         """Rows that are safe in the cloud and go with the next step: one of their own would wear the card."""
         self._settled: list[Suspect] = []
@@ -207,10 +209,11 @@ class Steps:
         self._given_up.update((held.id, None) for held in rows)
 
     def _give_up_damaged(self, rows: Sequence[Held]) -> None:
-        damaged = [held for held in rows if not self._goes(held.id)]
+        damaged = [held for held in rows if not self._goes(held.id) and held.id not in self._nameless]
         if not damaged:
             return
         log.error("%d damaged rows in the outbox are taken out", len(damaged))
+        self._nameless.update(held.id for held in damaged if not retention.is_named(held))
         self._give_up(damaged, LossCause.CORRUPT)
         self._due.set()
 
