@@ -13,7 +13,7 @@ import bleak_retry_connector
 import pytest
 import pytest_asyncio
 from bleak.backends.bluezdbus.manager import get_global_bluez_manager
-from dbus_fast import BusType, Message
+from dbus_fast import BusType, Message, RequestNameReply
 from dbus_fast.aio import MessageBus
 
 from gateway.devices import gatt
@@ -454,9 +454,11 @@ async def systemd(address: str, restart: Callable[[], Awaitable[None]] | None) -
         return True
 
     bus.add_message_handler(hear)
-    await bus.request_name("org.freedesktop.systemd1")
-    yield asked
-    await closed(bus)
+    assert await bus.request_name("org.freedesktop.systemd1") is RequestNameReply.PRIMARY_OWNER
+    try:
+        yield asked
+    finally:
+        await closed(bus)
 
 
 async def failures(link: BleLink, count: int) -> list[UnavailableError]:
@@ -476,9 +478,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_when_that_does_not_help_the_daemon_is_restarted(
-    system_bus: str, bluez: VirtualBlueZ, strap: HeartRateStrap, impatient: None
+    system_bus: str, bluez: VirtualBlueZ, strap: HeartRateStrap, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def restart() -> None:
+        monkeypatch.setattr(ble, "CONNECT_S_MAX", DEADLINE_S)
         await bluez.kill()
         bluez.refuse_connects(strap.address, 0)
         await bluez.restart()
