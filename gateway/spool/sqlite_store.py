@@ -115,7 +115,12 @@ class SqliteStore:
                 evidence = self._begin(kept, is_ours=is_ours)
                 if not is_ours:  # only now: nothing is put beside a file of another program
                     self._marks_file.open()
-                self._reconcile(kept, evidence)
+                try:
+                    self._reconcile(kept, evidence)
+                except sqlite3.DatabaseError as error:  # damage that is met only where a row is looked for
+                    if evidence.is_aside or not is_damage(error):
+                        raise
+                    self._reconcile(kept, self._begin_anew(evidence.log))
                 self._begin_epoch(secrets.token_hex(8))
                 self._marks_file.write(self._marks)
             self._reserve.make(self._free_bytes_min)
@@ -230,11 +235,16 @@ class SqliteStore:
                 is_ours or evidence.names_an_outbox()
             ):
                 raise
-            self._file.disconnect()
-            evidence = Evidence.set_aside(self.path, evidence.log)
-            make_file(self.path)
-            self._file.connect("rw")
-            self._file.prepare(_CHECKPOINT_PAGES)
+            evidence = self._begin_anew(evidence.log)
+        return evidence
+
+    def _begin_anew(self, log_bytes: bytes) -> Evidence:
+        """Set the damaged file aside, and make a new one in its place."""
+        self._file.disconnect()
+        evidence = Evidence.set_aside(self.path, log_bytes)
+        make_file(self.path)
+        self._file.connect("rw")
+        self._file.prepare(_CHECKPOINT_PAGES)
         return evidence
 
     def _begin_epoch(self, epoch: str) -> None:
@@ -279,11 +289,8 @@ class SqliteStore:
         self._file.disconnect()
         with self._file.mapped("open again"):
             if self._file.is_broken and self.path.exists():
-                evidence = Evidence.set_aside(self.path, log_bytes)
+                evidence = self._begin_anew(log_bytes)
                 self._file.is_broken = False
-                make_file(self.path)
-                self._file.connect("rw")
-                self._file.prepare(_CHECKPOINT_PAGES)
             else:
                 evidence = self._begin(self._marks, is_ours=True)
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
