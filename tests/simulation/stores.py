@@ -106,7 +106,8 @@ class RegistryServer(Service):
         self.breaks = 0
         """Counts outages, so that a connection knows that it is an old one."""
         self._loop = loop
-        self._listeners: set[asyncio.Queue[str | None]] = set()
+        self._listeners: dict[asyncio.Queue[str | None], None] = {}
+        """In the order in which they came."""
 
     def fall(self) -> None:
         self.outages += 1
@@ -130,7 +131,7 @@ class RegistryServer(Service):
     async def heard(self) -> AsyncIterator[str]:
         """Notifications, with an empty one after every interruption."""
         queue: asyncio.Queue[str | None] = asyncio.Queue()
-        self._listeners.add(queue)
+        self._listeners[queue] = None
         try:
             while True:
                 while self.outages:  # noqa: ASYNC110 - a client that tries again
@@ -139,7 +140,7 @@ class RegistryServer(Service):
                 while (told := await queue.get()) is not None:
                     yield told
         finally:
-            self._listeners.discard(queue)
+            del self._listeners[queue]
 
     def _notify(self, notice: psycopg.Notify) -> None:
         for queue in self._listeners:

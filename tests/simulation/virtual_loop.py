@@ -51,6 +51,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(timetable)
         self._clock_resolution = RESOLUTION_S
         self._order = random.Random(f"order {seed}")
+        self._numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        """Of tasks, as they were made."""
+        self._count = 0
+        self.set_task_factory(self._new_task)
         self._threads = random.Random(f"threads {seed}")
         self.has_power: Callable[[], bool] = lambda: True
         """Whether the machine that the running code is on still runs."""
@@ -78,10 +82,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return
         places = [n for n, handle in enumerate(ready) if _is_step(handle)]
         if len(places) > 1:
-            steps = [ready[place] for place in places]
+            # asyncio keeps tasks in sets, whose order is that of addresses: the same for nobody.
+            steps = sorted((ready[place] for place in places), key=self._number_of)
             self._order.shuffle(steps)
             for place, step in zip(places, steps, strict=True):
                 ready[place] = step
+
+    def _number_of(self, handle: Any) -> int:
+        return self._numbers.get(handle._callback.__self__, 0)
+
+    def _new_task(self, _loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=self, **options)
+        self._count += 1
+        self._numbers[task] = self._count
+        return task
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., T], *args: Any
