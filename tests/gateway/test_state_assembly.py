@@ -250,6 +250,42 @@ def test_a_second_of_losses_told_piece_by_piece_is_one_gap() -> None:
     assert not math.isfinite(Watched().take(pieces).states[-1].coherence)
 
 
+@pytest.mark.parametrize("gone", [(0,), (0, 1)])
+def test_grid_points_that_wait_for_the_end_of_a_gap_when_the_connection_ends_are_on_record(
+    gone: tuple[int, ...],
+) -> None:
+    waited = 0
+    for count in range(1_500, 1_550, 10):
+        watched = Watched().take([Part(count), Part(LONGEST, gone)])
+        end_ns = START_NS + (count + LONGEST - 1) * PERIOD_NS - LATENCY_NS
+        assert [*watched.times, *watched.lost] == list(range(watched.times[0], end_ns, BRAIN_STATE_PERIOD_NS))
+        waited += len(watched.lost)
+    assert (waited > 0) == (len(gone) == len(CHANNELS)), "the state of one electrode counts"
+
+
+def test_a_value_that_is_no_number_is_a_sample_that_did_not_come() -> None:
+    watched = Watched()
+    for event in events([Part(2_000), Part(3), Part(300)]):
+        if isinstance(event, Samples) and event.index == 2_000:
+            event.columns["C4"][:] = math.nan
+        watched.taking.take(event)
+    watched.taking.finish()
+    assert all(math.isfinite(state.coherence) for state in watched.states[-10:])
+
+
+def test_nothing_from_before_a_long_gap_is_seen_behind_it() -> None:
+    tables = []
+    for offset_uv in (0.0, 5_000.0):
+        watched = Watched()
+        for event in events([Part(1_000), Part(300, (0, 1)), Part(5, (0,)), Part(400)]):
+            if isinstance(event, Samples) and event.index == 0:
+                event.columns["C3"][:] += offset_uv
+            watched.taking.take(event)
+        watched.taking.finish()
+        tables.append(watched.table[-5:])
+    np.testing.assert_allclose(tables[0], tables[1], rtol=0, atol=1e-5)
+
+
 def test_an_electrode_that_loses_too_much_is_left_out_and_the_other_is_not() -> None:
     """As if it were not there: its second is not whole."""
     watched = Watched().take([Part(1_000), *[Part(50), Part(11, (1,))] * 4, Part(100)])
