@@ -273,11 +273,12 @@ def test_a_value_that_is_no_number_is_a_sample_that_did_not_come() -> None:
     assert all(math.isfinite(state.coherence) for state in watched.states[-10:])
 
 
-def test_nothing_from_before_a_long_gap_is_seen_behind_it() -> None:
+@pytest.mark.parametrize("count", range(300, 350, 10))
+def test_nothing_from_before_a_long_gap_is_seen_behind_it(count: int) -> None:
     tables = []
     for offset_uv in (0.0, 5_000.0):
         watched = Watched()
-        for event in events([Part(1_000), Part(300, (0, 1)), Part(5, (0,)), Part(400)]):
+        for event in events([Part(1_000), Part(count, (0, 1)), Part(LONGEST, (0,)), Part(300)]):
             if isinstance(event, Samples) and event.index == 0:
                 event.columns["C3"][:] += offset_uv
             watched.taking.take(event)
