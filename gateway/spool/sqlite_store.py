@@ -229,6 +229,8 @@ class SqliteStore:
             for query in (FETCH.replace("?", "0"), SUSPECTS, TALLIES):
                 self._db.execute(query)  # a schema that damage has changed names no such column
             if expected and expected.lacking(found(self._db).marks):
+                if not self._is_sound():
+                    return self._begin_anew(evidence.log)
                 self._db.execute("REINDEX block")  # the rows may be there, and only the index be damaged
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if not (is_damage(error) or isinstance(error, sqlite3.IntegrityError)) or not (
@@ -399,7 +401,15 @@ class SqliteStore:
             return self._db.execute(query, arguments).fetchall()
 
     def _rows(self, query: str, arguments: Sequence[int]) -> list[StoredRow | DamagedRow]:
-        return [checked(columns, self._indexed_identity) for columns in self._read(query, arguments)]
+        rows = [checked(columns, self._indexed_identity) for columns in self._read(query, arguments)]
+        if not self._read_only and any(isinstance(row, DamagedRow) for row in rows) and not self._is_sound():
+            self._file.is_broken = self._file.is_in_doubt = True
+            raise UnavailableError(f"outbox {self.path} is damaged", hint="what is intact in it goes into a new file")
+        return rows
+
+    def _is_sound(self) -> bool:
+        """Whether rows can be found by their ids: damage there would hide others that are intact."""
+        return all(text == "ok" or "index" in text for (text,) in self._db.execute("PRAGMA quick_check"))
 
     def _indexed_identity(self, number: int) -> Sequence[Any] | None:
         rows = self._read(INDEXED_IDENTITY, (number,))
