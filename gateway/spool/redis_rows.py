@@ -98,24 +98,12 @@ def held_of(entry: bytes, fields: Mapping[bytes, bytes]) -> Held:
 
 def checked(entry: bytes, fields: Mapping[bytes, bytes]) -> StoredRow | DamagedRow:
     held = held_of(entry, fields)
-    row = Row(
-        device=held.device,
-        signal=held.signal,
-        epoch=held.epoch,
-        sequence=held.sequence,
-        first_ns=held.first_ns,
-        last_ns=held.last_ns,
-        samples=held.samples,
-        lost=held.lost,
-        lost_signal=held.lost_signal,
-        payload=Payload(
-            fields.get(b"content_type", b"").decode(errors="replace"),
-            fields.get(b"schema", b"").decode(errors="replace"),
-            fields.get(b"payload", b""),
-        ),
-        boot=held.boot,
-        offset_ns=held.offset_ns,
+    payload = Payload(
+        fields.get(b"content_type", b"").decode(errors="replace"),
+        fields.get(b"schema", b"").decode(errors="replace"),
+        fields.get(b"payload", b""),
     )
+    row = held.row(payload)
     intact = str(row.checksum(held.id)).encode() == fields.get(b"checksum")
     return StoredRow(held.id, row) if intact else DamagedRow(held)
 

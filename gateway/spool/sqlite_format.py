@@ -142,20 +142,7 @@ def checked(columns: Sequence[Any], indexed_identity: Callable[[int], Sequence[A
     held = Held(*columns[:HELD_COLUMNS])
     content_type, schema, checksum, data = columns[HELD_COLUMNS:]
     data = _unpacked(data, held.size - ROW_OVERHEAD_BYTES)
-    row = Row(
-        device=held.device,
-        signal=held.signal,
-        epoch=held.epoch,
-        sequence=held.sequence,
-        first_ns=held.first_ns,
-        last_ns=held.last_ns,
-        samples=held.samples,
-        lost=held.lost,
-        lost_signal=held.lost_signal,
-        payload=Payload(content_type, schema, data),
-        boot=held.boot,
-        offset_ns=held.offset_ns,
-    )
+    row = held.row(Payload(content_type, schema, data))
     if row.checksum(held.id) == checksum:
         return StoredRow(held.id, row)
     identity = indexed_identity(held.id) or columns[1:5]

@@ -119,6 +119,23 @@ class Held:
     boot: str
     offset_ns: int
 
+    def row(self, payload: Payload) -> Row:
+        """The whole row, with its payload."""
+        return Row(
+            device=self.device,
+            signal=self.signal,
+            epoch=self.epoch,
+            sequence=self.sequence,
+            first_ns=self.first_ns,
+            last_ns=self.last_ns,
+            samples=self.samples,
+            lost=self.lost,
+            lost_signal=self.lost_signal,
+            payload=payload,
+            boot=self.boot,
+            offset_ns=self.offset_ns,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class DamagedRow:

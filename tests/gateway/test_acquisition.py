@@ -287,13 +287,13 @@ async def test_how_the_electrodes_are_is_told_and_told_again_when_it_changes(
 
 async def test_the_end_gives_out_what_is_there(start: Start, plug: Plug) -> None:
     reader = start()
-    await until(lambda: reader.state is State.STREAMING and plug.firmware.packets_played > 400)
+    await until(lambda: reader.state is State.STREAMING and plug.firmware.packets_played > 440)
     before = reader.cloud.count(EEG)
     await reader.end()
     after = reader.cloud.count(EEG)
     assert before < after
     assert after % 250
-    assert after >= 400
+    assert after >= 400, "what has been played and not been read yet, 160 ms of it, is the line's"
 
 
 async def test_settings_choose_names_and_signals(start: Start) -> None:
@@ -477,7 +477,7 @@ async def test_cancelled_in_any_state_nothing_is_left(start: Start, plug: Plug, 
     await until(lambda: serial_threads() == [])  # it tells that the port is closed shortly before it ends
     # A port that was just being opened is closed by a thread of its own; one of the test before may have been open.
     await until(lambda: open_descriptors() <= before[1])
-    assert len(asyncio.all_tasks()) == before[0]
+    await until(lambda: len(asyncio.all_tasks()) <= before[0])  # the device's own end of the line ends a turn later
 
 
 async def test_cancelled_at_any_moment_nothing_is_left(start: Start, plug: Plug) -> None:
@@ -494,7 +494,7 @@ async def test_cancelled_at_any_moment_nothing_is_left(start: Start, plug: Plug)
     # a port that was being opened is closed by a thread of its own
     await until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("serial")])
     gc.collect()
-    assert (len(asyncio.all_tasks()), open_descriptors()) == before
+    await until(lambda: len(asyncio.all_tasks()) <= before[0] and open_descriptors() <= before[1])
 
 
 # --- a strap behind BlueZ
