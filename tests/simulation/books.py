@@ -195,6 +195,12 @@ class Books:
         self.counts["rows given up"] += len(rows)
         self.note(f"{gateway} gives up {len(rows)} rows")
 
+    def withdrawn(self, rows: Sequence[Row]) -> None:
+        """Loss records that others take the place of, which say the same in fewer rows."""
+        for row in rows:
+            if (loss := self.losses.pop(row.identity, None)) is not None:
+                self.stream(loss.device, loss.signal).losses[loss.cause] -= loss.sample_count
+
     def forgotten(self, gateway: str, rows: Sequence[Row]) -> None:
         """The outbox deleted these because of a receipt: then they are stored."""
         if not rows:

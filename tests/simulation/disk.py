@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import UnavailableError
+from gateway.samples import LOSS
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import Place, Row, StoredRow, Suspect
 from tests.simulation.books import Block, Books
@@ -131,6 +132,7 @@ class WatchedStore:
         self.rows.update(zip(range(last - len(rows) + 1, last + 1), rows, strict=True))
         books, gateway = self.disk.books, self.disk.gateway
         books.given_up(gateway, [row for row in gone if row.identity not in again])
+        books.withdrawn([row for row in gone if row.signal == LOSS])
         books.forgotten(gateway, safe)
         books.accepted(gateway, rows)
         if rows:
