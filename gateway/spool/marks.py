@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
-from gateway.spool.store import EpochKey, Range, Row, StreamKey, Suspect, Tally
+from gateway.spool.store import EpochKey, Held, Range, Row, StreamKey, Suspect, Tally
 
 RUNS_MAX = 256
 """Runs of one stream and epoch: enough for every hole that receipts leave for a moment."""
@@ -122,9 +122,28 @@ class Marks:
 
     def holds(self, key: EpochKey, sequence: int) -> bool:
         """Whether a row should be here."""
-        runs = self.runs.get(key, [])
-        at = bisect_right(runs, sequence, key=attrgetter("first")) - 1
-        return at >= 0 and runs[at].last >= sequence
+        return self._run_of(key, sequence) is not None
+
+    def known(self, held: Held) -> Held:
+        """A row of which only the identity is trusted, with what stands of it here.
+
+        Exact as long as each block's size is kept; times at least are within those of its run.
+        """
+        run = self._run_of(held.epoch_key, held.sequence)
+        if run is None:
+            return held
+        samples = run.samples // run.blocks if run.even else held.samples
+        alone = run.blocks == 1
+        return replace(
+            held,
+            first_ns=run.first_ns if alone else min(max(held.first_ns, run.first_ns), run.last_ns),
+            last_ns=run.last_ns if alone else min(max(held.last_ns, run.first_ns), run.last_ns),
+            samples=0 if run.lost_signal else samples,
+            lost=run.samples if run.lost_signal else 0,
+            lost_signal=run.lost_signal,
+            boot=run.boot,
+            offset_ns=run.offset_ns,
+        )
 
     def held(self) -> dict[EpochKey, Range]:
         """Lowest and highest sequence of each stream and epoch."""
@@ -181,6 +200,11 @@ class Marks:
             return cls(runs, {(d, s): Tally(*numbers) for d, s, *numbers in content["tallies"]})
         except (zlib.error, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"marks: {error}") from None
+
+    def _run_of(self, key: EpochKey, sequence: int) -> Run | None:
+        runs = self.runs.get(key, [])
+        at = bisect_right(runs, sequence, key=attrgetter("first")) - 1
+        return runs[at] if at >= 0 and runs[at].last >= sequence else None
 
     def _bound(self, key: EpochKey) -> None:
         """Forget block sizes, or in the end the oldest runs, where there are too many."""

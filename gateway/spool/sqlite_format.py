@@ -108,7 +108,7 @@ WHERE epoch = ? AND sequence BETWEEN ? AND ? AND device = ? AND signal = ?
 FREE_PAGES = "SELECT freelist_count, page_size FROM pragma_freelist_count, pragma_page_size"
 HELD_RANGES = "SELECT device, signal, epoch, min(sequence), max(sequence) FROM block GROUP BY device, signal, epoch"
 INSERT = f"INSERT INTO block ({HELD}, {REST}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
-TAKE_OUT = "DELETE FROM block WHERE id = ? RETURNING size, device, signal, epoch, sequence, samples, lost, lost_signal"
+TAKE_OUT = f"DELETE FROM block WHERE id = ? RETURNING {HELD}"  # noqa: S608 - constants
 SUSPECTS = (
     "SELECT device, signal, epoch, first, last, samples, even, first_ns, last_ns, boot, offset_ns, lost_signal"
     " FROM suspect ORDER BY first_ns"

@@ -370,12 +370,13 @@ class SqliteStore:
         gone: dict[tuple[str, str, str, int], int] = {}
         sizes: list[int] = []
         for number in ids:
-            for size, *who, samples, lost, lost_signal in self._db.execute(TAKE_OUT, (number,)).fetchall():
-                device, signal, epoch, sequence = self._indexed.get(number, who)
-                sizes.append(size)
-                gone[device, signal, epoch, sequence] = samples
-                marks.take((device, signal, epoch), sequence, samples + lost)
-                _count(counts, (device, lost_signal), lost=-lost)
+            for columns in self._db.execute(TAKE_OUT, (number,)).fetchall():
+                _, *about = typed(columns)
+                held = marks.known(Held(number, *self._indexed.get(number, about[:4]), *about[4:]))
+                sizes.append(held.size)
+                gone[*held.epoch_key, held.sequence] = held.samples
+                marks.take(held.epoch_key, held.sequence, held.samples + held.lost)
+                _count(counts, (held.device, held.lost_signal), lost=-held.lost)
         return gone, sizes
 
     def _not_carried_out(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Row]:
@@ -401,7 +402,8 @@ class SqliteStore:
             return self._db.execute(query, arguments).fetchall()
 
     def _rows(self, query: str, arguments: Sequence[int]) -> list[StoredRow | DamagedRow]:
-        rows = [checked(columns, self._indexed_identity) for columns in self._read(query, arguments)]
+        found = [checked(columns, self._indexed_identity) for columns in self._read(query, arguments)]
+        rows = [DamagedRow(self._marks.known(row.held)) if isinstance(row, DamagedRow) else row for row in found]
         if not self._read_only and any(isinstance(row, DamagedRow) for row in rows) and not self._is_sound():
             self._file.is_broken = self._file.is_in_doubt = True
             raise UnavailableError(f"outbox {self.path} is damaged", hint="what is intact in it goes into a new file")

@@ -119,6 +119,10 @@ class Held:
     boot: str
     offset_ns: int
 
+    @property
+    def epoch_key(self) -> EpochKey:
+        return (self.device, self.signal, self.epoch)
+
     def row(self, payload: Payload) -> Row:
         """The whole row, with its payload."""
         return Row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gateway.errors import UnavailableError
 from gateway.spool import marks as marks_module
 from gateway.spool.marks import Marks, without
 from gateway.spool.marks_file import SLOT_BYTES, MarksFile, newest
-from gateway.spool.store import Tally
+from gateway.spool.store import Held, Tally
 
 KEY = ("DEV", "eeg", "e")
 SECOND = 10**9
@@ -29,6 +30,11 @@ steps = st.lists(
 def columns(sequence: int, samples: int, boot: str = "", lost_signal: str = "") -> tuple[Any, ...]:
     first_ns = sequence * SECOND
     return (sequence, samples, first_ns, first_ns + SECOND - 1, boot, len(boot), lost_signal)
+
+
+def held(sequence: int, samples: int, boot: str = "") -> Held:
+    first_ns = sequence * SECOND
+    return Held(sequence + 1, *KEY, sequence, first_ns, first_ns + SECOND - 1, samples, 300, 0, "", boot, len(boot))
 
 
 def filled(rows: dict[int, tuple[int, str]]) -> Marks:
@@ -82,6 +88,28 @@ def test_numbers_of_a_damaged_row_do_not_become_marks() -> None:
     agreed = expected.agreed(damaged)
     assert sequences(agreed) == [0, 1, 3, 9]
     assert sum(run.samples for run in agreed.runs[KEY]) == 34
+
+
+def test_of_a_damaged_row_the_marks_know_all_but_what_they_do_not_keep() -> None:
+    whole = [held(n, 10) for n in range(5)] + [held(5, 12, boot="boot"), held(6, 13)]
+    marks = Marks()
+    for row in whole:
+        marks.add_columns(KEY, columns(row.sequence, row.samples, row.boot))
+    for row in whole:
+        damaged = replace(row, samples=row.samples ^ 4, lost=64, lost_signal="eef", boot="bood", offset_ns=1 << 40)
+        assert marks.known(damaged) == row
+    alone, among = replace(whole[6], first_ns=-1, last_ns=1 << 60), replace(whole[2], first_ns=-1, last_ns=1 << 60)
+    assert marks.known(alone) == whole[6]
+    assert marks.known(among) == replace(whole[2], first_ns=0, last_ns=5 * SECOND - 1), "not outside its run"
+    stranger = held(7, 14)
+    assert marks.known(stranger) is stranger
+
+
+def test_of_a_damaged_loss_record_the_marks_know_what_it_spoke_of() -> None:
+    marks = Marks()
+    marks.add_columns(("DEV", "loss", "e"), columns(3, 7, lost_signal="eeg"))
+    whole = replace(held(3, 0), signal="loss", lost=7, lost_signal="eeg")
+    assert marks.known(replace(whole, samples=1, lost=3, lost_signal="eee", first_ns=5)) == whole
 
 
 def test_loss_records_stand_alone() -> None:

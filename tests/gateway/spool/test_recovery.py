@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import shutil
 import sqlite3
@@ -378,3 +379,55 @@ def test_a_row_is_found_again_under_its_id(cut: Cut, open_stores: list[SqliteSto
     after = {item.row.identity: item.id for item in opened(path, open_stores).fetch(0, ALL, ALL)}
     assert after == {identity: before[identity] for identity in after}
     assert sqlite3.sqlite_version_info >= (3, 37)
+
+
+DAMAGED_COLUMNS = [
+    ("samples", 3),
+    ("first_ns", -5),
+    ("last_ns", 1 << 62),
+    ("lost", 9),
+    ("lost_signal", "eef"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGED_COLUMNS)
+async def test_the_record_of_a_damaged_row_is_exact_whatever_the_row_says_of_itself(
+    sqlite_place: Any, make: Any, column: str, value: object
+) -> None:
+    """With blocks of different sizes, and one of equal ones among equal ones; found at the start or while it runs."""
+    outbox = Outbox(sqlite_place.store(), "gw", ON_CALL)
+    await outbox.open()
+    for at, n in enumerate((10, 11, 12, 12, 12)):
+        outbox.append(make.block(at=at, n=n))
+    await outbox.commit()
+    sqlite_place.damage(2, column, value)
+    await rows(outbox)
+    await outbox.close()
+    sqlite_place.damage(4, column, value)
+    outbox = Outbox(sqlite_place.store(), "gw", ON_CALL)
+    await outbox.open()
+    await rows(outbox)
+    await outbox.commit()
+    first, second = await losses(outbox)
+    assert (first.sample_count, first.sequences, first.block_runs) == (11, (1, 1), ((1, 11),))
+    assert (first.first_ns, first.last_ns) == (make.block(at=1, n=11).first_ns, make.block(at=1, n=11).last_ns)
+    assert (second.sample_count, second.sequences, second.block_runs) == (12, (3, 3), ((1, 12),))
+    assert await outbox.tallies() == {("DEV", "eeg"): Tally(5, 57, 23), ("DEV", "loss"): Tally(2, 0, 0)}
+    await outbox.close()
+
+
+@pytest.mark.parametrize(("column", "value"), [("lost", 4), ("lost_signal", "eef"), ("last_ns", 0), ("samples", 2)])
+async def test_a_damaged_loss_record_is_counted_as_what_it_was(
+    sqlite_place: Any, make: Any, column: str, value: object
+) -> None:
+    outbox = Outbox(sqlite_place.store(), "gw", ON_CALL)
+    await outbox.open()
+    outbox.append(make.loss(count=5))
+    await outbox.commit()
+    sqlite_place.damage(1, column, value)
+    await rows(outbox)
+    await outbox.commit()
+    (again,) = await losses(outbox)
+    assert again == dataclasses.replace(make.loss(count=5), cause=LossCause.CORRUPT)
+    assert await outbox.tallies() == {("DEV", "eeg"): Tally(0, 0, 5), ("DEV", "loss"): Tally(1, 0, 0)}
+    await outbox.close()
