@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 PENDING_BYTES_MAX = 16 << 20
 """Encoded blocks that wait for a disk that does not take them: about 30 min of one headset."""
+PENDING_STATES_SHARE = 4
+"""A quarter of that more, which raw samples do not get, for brain states at 1.3 kB/s: some 40 min with vital signs."""
+PENDING_VITALS_SHARE = 8
+"""An eighth more again, for vital signs alone at 0.5 kB/s: another hour."""
 SHED_ROWS_MAX = 512
 """Rows given up in one step, so that a step stays short."""
 SHED_BYTES = 1 << 20
@@ -49,6 +53,12 @@ LOSSES_JOINED_MAX = 512
 """Records that are joined in one step."""
 ROOM_BYTES_MIN = 256 << 10
 """So much an outbox must still be able to grow before its disk is as full as it may be; else it gives rows up."""
+
+
+def pending_bytes_max(signal: str) -> int:
+    """Bytes that may be pending already when a block or loss of this signal is still taken."""
+    states, vitals = PENDING_BYTES_MAX // PENDING_STATES_SHARE, PENDING_BYTES_MAX // PENDING_VITALS_SHARE
+    return PENDING_BYTES_MAX + (0, states, states + vitals)[retention.rank(signal)]
 
 
 class Outbox(Steps):
@@ -66,7 +76,7 @@ class Outbox(Steps):
         kept, but not sent until its times are final.
         """
         self.empty.clear()
-        if self._pending_bytes > PENDING_BYTES_MAX:
+        if self._pending_bytes > pending_bytes_max(content.signal):
             self._unaccepted.add(content)
             if isinstance(content, SampleBlock):
                 self.losses[content.device, content.signal, LossCause.SHED] += len(content)

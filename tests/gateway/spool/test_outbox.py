@@ -474,7 +474,7 @@ async def test_with_no_disk_memory_is_bounded_and_what_found_no_room_is_on_recor
             outbox.append(make.block("STRAP", "vital_signs", at=at, n=1))
             outbox.append(make.loss(at=at, count=3))
             outbox.append(make.loss("STRAP", "vital_signs", at=at, count=1))
-        assert outbox._pending_bytes < 4000
+        assert outbox._pending_bytes < 5000
         assert len(outbox._unaccepted) == 4
         await commit
         await outbox.commit()
@@ -494,6 +494,44 @@ async def test_with_no_disk_memory_is_bounded_and_what_found_no_room_is_on_recor
         for device, signal, sequence in await identities(outbox):
             sequences.setdefault((device, signal), []).append(sequence)
         assert all(found == list(range(len(found))) for found in sequences.values())
+
+
+async def test_with_memory_full_of_raw_samples_states_and_then_vital_signs_still_have_room(
+    store: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "PENDING_BYTES_MAX", 16_000)
+
+    def append(*signals: str, until_refused: str) -> None:
+        """A block of each in turn, until one of that signal finds no room."""
+        while not outbox.losses["DEV", until_refused, LossCause.SHED]:
+            for signal in signals:
+                outbox.append(make.block(signal=signal, at=made[signal], n=10))
+                made[signal] += 1
+
+    def refused() -> set[str]:
+        return {signal for _, signal, _ in outbox.losses}
+
+    made: Counter[str] = Counter()
+    async with opened(store) as outbox:
+        store.failures = 1
+        outbox.append(make.block("OTHER"))
+        commit = asyncio.create_task(outbox.commit())
+        await until(lambda: outbox.problem)
+        append("eeg", until_refused="eeg")
+        assert refused() == {"eeg"}
+        append("eeg", "brain_state", "vital_signs", until_refused="brain_state")
+        assert refused() == {"eeg", "brain_state"}
+        vitals_before = made["vital_signs"]
+        append("eeg", "brain_state", "vital_signs", until_refused="vital_signs")
+        assert made["brain_state"] > 3
+        assert made["vital_signs"] > vitals_before + 2
+        assert outbox._pending_bytes < 16_000 * 3 / 2
+        await commit
+        await outbox.commit()
+        tallies = await outbox.tallies()
+        for signal, count in made.items():
+            assert tallies["DEV", signal].accepted + tallies["DEV", signal].lost == 10 * count
+            assert tallies["DEV", signal].lost == outbox.losses["DEV", signal, LossCause.SHED] > 0
 
 
 async def test_what_found_no_room_is_on_record_even_if_the_end_comes_first(
