@@ -253,6 +253,15 @@ def without(found: Suspect, ranges: Iterable[Range]) -> list[Suspect]:
     return [suspect((found.device, found.signal, found.epoch), part) for part in parts]
 
 
+def apart(found: Suspect, alone: Iterable[int]) -> list[Suspect]:
+    """A suspect in parts, of which these sequences each are one."""
+    numbers = sorted(number for number in alone if found.first <= number <= found.last)
+    parts = without(found, [(number, number) for number in numbers])
+    for number in numbers:
+        parts += without(found, [(found.first, number - 1), (number + 1, found.last)])
+    return parts
+
+
 def _without(run: Run, there: Sequence[Run]) -> Iterator[Run]:
     """The parts of a run that other runs do not cover; with their own samples where that can be known."""
     gaps, after, counted = [], run.first, 0

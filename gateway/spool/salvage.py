@@ -85,7 +85,7 @@ def _of_leaf(pages: _Pages, page: bytes, number: int, befores: Sequence[int]) ->
     count = int.from_bytes(page[head + 3 : head + 5], "big")
     for cell in range(min(count, pages.size // 4)):
         at = head + 8 + 2 * cell
-        start = int.from_bytes(page[at : at + 2], "big")
+        start = int.from_bytes(page[at : at + 2], "big") % pages.size  # SQLite reads no further bits either
         for before in dict.fromkeys(befores):
             try:
                 row = _row(pages, page, start, before)

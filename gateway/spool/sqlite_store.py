@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from gateway.errors import UnavailableError
 from gateway.spool import disk
-from gateway.spool.marks import Marks
+from gateway.spool.marks import Marks, apart
 from gateway.spool.marks_file import MarksFile
 from gateway.spool.sqlite_file import FOLDER_HINT, SqliteFile
 from gateway.spool.sqlite_format import (
@@ -28,6 +28,7 @@ from gateway.spool.sqlite_format import (
     INDEXED_IDENTITY,
     INSERT,
     RAISE_TALLY,
+    REST,
     SETTLE,
     SUSPECTS,
     TAKE_OUT,
@@ -95,7 +96,7 @@ class SqliteStore:
         self._marks = Marks()
         self._staying: Marks | None = None
         """What is here whether or not the newest step was carried out, as long as its outcome is not known."""
-        self._indexed: dict[int, tuple[str, str, str, int]] = {}
+        self._indexed: dict[int, Identified] = {}
         """Who damaged rows were by the index, for when they are taken out: in the row itself that may be wrong."""
         self._epoch = ""
         self._holding = Holding(0, 0, 0)
@@ -160,8 +161,9 @@ class SqliteStore:
 
     def oldest(self, signals: Sequence[str], limit: int) -> list[Held]:
         places = ", ".join("?" * len(signals))
-        query = f"SELECT {HELD} FROM block WHERE signal IN ({places}) ORDER BY id LIMIT ?"  # noqa: S608 - constants
-        return [Held(*typed(columns)) for columns in self._read(query, (*signals, limit))]
+        query = f"SELECT {HELD}, {REST} FROM block WHERE signal IN ({places}) ORDER BY id LIMIT ?"  # noqa: S608 - constants
+        # With payload and checksum: a damaged row must not be put on record as what damage made of it.
+        return [item.held for item in self._rows(query, (*signals, limit))]
 
     def held(self) -> Mapping[EpochKey, Range]:
         found = self._read(HELD_RANGES)
@@ -266,6 +268,10 @@ class SqliteStore:
                     recount(self._db)
             here = found(self._db)
             missing = sought.lacking(here.marks) if isinstance(sought, Marks) else []
+            told = list(self._indexed.values())
+            missing = [
+                part for gap in missing for part in apart(gap, [who[3] for who in told if who[:3] == gap.epoch_key])
+            ]
             log.error("%d rows were found and put back; %d ranges stay missing", count, len(missing))
             with self._file.transaction():
                 record_suspects(self._db, missing)
@@ -310,34 +316,58 @@ class SqliteStore:
         if self._read_only:
             raise UnavailableError(f"outbox {self.path} was opened to be looked at only")
         self._mend()
+        settled = [*settled, *self._vanished(ids, settled)]
         with self._file.mapped("write"):
             new = self._not_carried_out(rows, ids) if self._file.is_in_doubt else rows
             try:
                 self._exchange(ids, new, receipted, settled)
             except sqlite3.DatabaseError as error:
-                if not ids or isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
+                if not (ids or receipted) or isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
                     raise
-                # The row of an id may no longer fit its index entry, which is why it is being replaced.
-                self._db.execute("REINDEX block")
-                self._exchange(ids, new, receipted, settled)
+                # A row that goes may no longer fit its index entry, which may be why it goes.
+                self._db.execute("PRAGMA writable_schema = ON")  # then a missing index entry is no error
+                try:
+                    self._exchange(ids, new, receipted, settled, is_index_wrong=True)
+                finally:
+                    self._db.execute("PRAGMA writable_schema = OFF")
             self._file.is_in_doubt = True
             self._marks_file.write(self._marks)
             self._file.is_in_doubt = False
             self._file.keep_log_short()
         self._reserve.renew(self._free_bytes_min)
 
+    def _vanished(self, ids: Sequence[int], settled: Sequence[Suspect]) -> list[Suspect]:
+        """Damaged rows that go and went with a file that was set aside: what comes for them is the truth."""
+        going = {self._indexed[number] for number in ids if number in self._indexed}
+        if not going:
+            return []
+        alone = [suspect for suspect in self.suspects() if suspect.first == suspect.last]
+        return [found for found in alone if (*found.epoch_key, found.first) in going and found not in settled]
+
     def _exchange(
-        self, ids: Sequence[int], rows: Sequence[Row], receipted: Sequence[Place], settled: Sequence[Suspect]
+        self,
+        ids: Sequence[int],
+        rows: Sequence[Row],
+        receipted: Sequence[Place],
+        settled: Sequence[Suspect],
+        *,
+        is_index_wrong: bool = False,
     ) -> None:
         """Take rows out, put others in and count, in one transaction."""
         counts: Counted = {}
         marks = self._marks.copy()
         with self._file.transaction():
-            gone, sizes = self._take_out(ids, marks, counts)
+            gone, sizes, is_astray = self._take_out(
+                {number: self._indexed.get(number) for number in ids}, marks, counts
+            )
             if ids:
                 # Before they go: a cut between the two must not show as missing what is on record as lost.
                 self._marks_file.write(marks)
-            sizes += self._take_out([place.id for place in receipted], marks, {})[1]
+            places = {place.id: (*place.epoch_key, place.sequence) for place in receipted}
+            _, more, is_one_astray = self._take_out(places, marks, {})
+            sizes += more
+            if is_index_wrong or is_astray or is_one_astray:
+                self._db.execute("REINDEX block")
             self._staying = marks.copy()
             identities = {row.identity for row in rows}
             for suspect in settled:
@@ -364,20 +394,25 @@ class SqliteStore:
         )
 
     def _take_out(
-        self, ids: Sequence[int], marks: Marks, counts: Counted
-    ) -> tuple[dict[tuple[str, str, str, int], int], list[int]]:
-        """Identities with their samples, and sizes, of the rows that go."""
-        gone: dict[tuple[str, str, str, int], int] = {}
+        self, identities: Mapping[int, Identified | None], marks: Marks, counts: Counted
+    ) -> tuple[dict[Identified, int], list[int], bool]:
+        """Identities with their samples, and sizes, of the rows that go; and whether one said that it was another.
+
+        That takes the index entry of the other one along. `identities`: by id, as others than the row know them.
+        """
+        gone: dict[Identified, int] = {}
         sizes: list[int] = []
-        for number in ids:
+        is_astray = False
+        for number, identity in identities.items():
             for columns in self._db.execute(TAKE_OUT, (number,)).fetchall():
                 _, *about = typed(columns)
-                held = marks.known(Held(number, *self._indexed.get(number, about[:4]), *about[4:]))
+                is_astray |= identity not in {None, tuple(about[:4])}
+                held = marks.known(Held(number, *(identity or about[:4]), *about[4:]))
                 sizes.append(held.size)
                 gone[*held.epoch_key, held.sequence] = held.samples
                 marks.take(held.epoch_key, held.sequence, held.samples + held.lost)
                 _count(counts, (held.device, held.lost_signal), lost=-held.lost)
-        return gone, sizes
+        return gone, sizes, is_astray
 
     def _not_carried_out(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Row]:
         """Those rows that a step of which the outcome was not known did not bring in."""
@@ -401,7 +436,7 @@ class SqliteStore:
         with self._file.mapped("read"):
             return self._db.execute(query, arguments).fetchall()
 
-    def _rows(self, query: str, arguments: Sequence[int]) -> list[StoredRow | DamagedRow]:
+    def _rows(self, query: str, arguments: Sequence[object]) -> list[StoredRow | DamagedRow]:
         found = [checked(columns, self._indexed_identity) for columns in self._read(query, arguments)]
         rows = [DamagedRow(self._marks.known(row.held)) if isinstance(row, DamagedRow) else row for row in found]
         if not self._read_only and any(isinstance(row, DamagedRow) for row in rows) and not self._is_sound():
@@ -426,6 +461,8 @@ class SqliteStore:
         return {(device, signal): Tally(*numbers) for device, signal, *numbers in rows}
 
 
+Identified = tuple[str, str, str, int]
+"""Device serial, signal, epoch and sequence of a row."""
 Counted = dict[StreamKey, tuple[int, int, int]]
 """Blocks, samples accepted and samples lost that a step adds to each tally."""
 

@@ -431,3 +431,26 @@ async def test_a_damaged_loss_record_is_counted_as_what_it_was(
     assert again == dataclasses.replace(make.loss(count=5), cause=LossCause.CORRUPT)
     assert await outbox.tallies() == {("DEV", "eeg"): Tally(0, 0, 5), ("DEV", "loss"): Tally(1, 0, 0)}
     await outbox.close()
+
+
+@pytest.mark.parametrize(("column", "value"), [("samples", 3), ("first_ns", -5), ("last_ns", 1 << 62)])
+async def test_what_is_shed_is_on_record_as_what_it_was_though_nobody_had_read_it(
+    sqlite_place: Any, make: Any, column: str, value: object
+) -> None:
+    outbox = Outbox(sqlite_place.store(), "gw", ON_CALL)
+    await outbox.open()
+    for at, n in enumerate((10, 11, 12)):
+        outbox.append(make.block(at=at, n=n))
+    await outbox.commit()
+    await outbox.close()
+    sqlite_place.damage(2, column, value)
+    outbox = Outbox(sqlite_place.store(), "gw", Limits(60.0, 10**6, bytes_max=1))
+    await outbox.open()
+    outbox.append(make.loss("OTHER"))
+    await outbox.commit()
+    (shed,) = [loss for loss in await losses(outbox) if loss.device == "DEV"]
+    assert (shed.cause, shed.sequences) == (LossCause.SHED, (0, 2))
+    assert (shed.sample_count, shed.block_runs) == (33, ((1, 10), (1, 11), (1, 12)))
+    assert (shed.first_ns, shed.last_ns) == (make.block(at=0).first_ns, make.block(at=2, n=12).last_ns)
+    assert await outbox.suspects() == []
+    await outbox.close()

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from gateway.errors import DamagedError, UnavailableError
-from gateway.spool import sqlite_format
+from gateway.spool import salvage, sqlite_format
+from gateway.spool.sqlite_format import PAGE_BYTES
 from gateway.spool.sqlite_recovery import make_file
 from gateway.spool.sqlite_store import SqliteStore
-from gateway.spool.store import DamagedRow, StoredRow, Tally
+from gateway.spool.store import DamagedRow, Row, StoredRow, Tally
 
 ALL = 10**9
 KILLS = 12
@@ -358,6 +359,59 @@ def test_a_row_whose_identity_is_damaged_is_named_by_the_index_and_can_be_taken_
     assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def flip_sequence(path: Path, row: Row, bit: int) -> None:
+    """In the table, not in its index."""
+    start, _ = table_record(path, row.payload.data)
+    flip(path, start + len(row.device + row.signal + row.epoch), bit)
+
+
+@pytest.mark.parametrize("going", [[3], [3, 4], [4, 3]])
+@pytest.mark.parametrize("bit", [0, 3])
+def test_a_row_that_says_that_it_is_another_goes_without_that_one(
+    sqlite_place: Any, make: Any, bit: int, going: list[int]
+) -> None:
+    """Row 2 says that it is 3, which has an index entry, or 10, which has none."""
+    store = sqlite_place.open()
+    store._db.execute("PRAGMA secure_delete = ON")  # no remains of pages that were split
+    rows = make.rows(0, 4, "DEVICE")
+    store.append(rows)
+    store.close()
+    flip_sequence(sqlite_place.path, rows[2], bit)
+    store = sqlite_place.open()
+    assert [held.sequence for held in store.oldest(["eeg"], ALL)] == [0, 1, 2, 3, 4]
+    store.replace(going, [make.loss_row(0, "DEVICE", lost=10 * len(going))])
+    left = [number for number in (1, 2, 3, 4, 5) if number not in going]
+    assert [item.id for item in store.fetch(0, ALL, ALL)] == [*left, 6]
+    assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert [place.sequence + 1 for place in store.find("DEVICE", "eeg", make.epoch, [(0, 10)])] == left
+    assert make.forget(store, "DEVICE", "eeg", make.epoch, [(0, 10)]) == left
+    assert store.tallies() == {("DEVICE", "eeg"): Tally(5, 50, 10 * len(going)), ("DEVICE", "loss"): Tally(1, 0, 0)}
+    store.close()
+    store = sqlite_place.open()
+    assert store.suspects() == []
+    assert [item.held.signal for item in store.fetch(0, ALL, ALL)] == ["loss"]
+
+
+@pytest.mark.parametrize("bit", [0, 3])
+def test_a_receipt_for_a_row_that_says_that_it_is_another_forgets_that_row(
+    sqlite_place: Any, make: Any, bit: int
+) -> None:
+    store = sqlite_place.open()
+    store._db.execute("PRAGMA secure_delete = ON")  # no remains of pages that were split
+    rows = make.rows(0, 4, "DEVICE")
+    store.append(rows)
+    store.close()
+    flip_sequence(sqlite_place.path, rows[2], bit)
+    store = sqlite_place.open()
+    assert make.forget(store, "DEVICE", "eeg", make.epoch, [(2, 2)]) == [3]
+    assert [item.held.sequence for item in store.fetch(0, ALL, ALL)] == [0, 1, 3, 4]
+    assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    store.close()
+    store = sqlite_place.open()
+    assert store.suspects() == []
+    assert make.forget(store, "DEVICE", "eeg", make.epoch, [(0, 10)]) == [1, 2, 4, 5]
+
+
 def test_no_flipped_bit_in_a_record_passes_as_a_row(sqlite_place: Any, make: Any) -> None:
     store = sqlite_place.open()
     store._db.execute("PRAGMA secure_delete = ON")  # no remains of pages that were split
@@ -381,3 +435,35 @@ def test_no_flipped_bit_in_a_record_passes_as_a_row(sqlite_place: Any, make: Any
                 store.close()
             flip(sqlite_place.path, offset, bit)
     assert noticed > 0.9 * 3 * (end + 6 - start + 24)
+
+
+def test_a_damaged_row_that_vanishes_before_it_goes_is_on_record_once(sqlite_place: Any, make: Any) -> None:
+    store = sqlite_place.open()
+    store._db.execute("PRAGMA secure_delete = ON")  # no remains of pages that were split
+    rows = [*make.rows(0, 4), make.loss_row(0, lost=7)]
+    store.append(rows)
+    store.close()
+    for number in (2, 3, 6):
+        flip(sqlite_place.path, sqlite_place.path.read_bytes().index(rows[number - 1].payload.data), 0)
+    store = sqlite_place.open()
+    assert [type(item) for item in store.fetch(0, ALL, ALL)].count(DamagedRow) == 3
+    store._file.is_broken = True  # as SQLite's next word of damage makes it
+    again = make.loss_row(0, lost=7)
+    store.replace([2, 6], [make.loss_row(1, lost=10), again])
+    (suspect,) = store.suspects()
+    assert (suspect.first, suspect.last, suspect.samples) == (2, 2, 10), "that one is not going"
+    assert store.tallies() == {("DEV", "eeg"): Tally(5, 50, 17), ("DEV", "loss"): Tally(2, 0, 0)}
+    assert [item.held.sequence for item in store.fetch(0, ALL, ALL)] == [0, 3, 4, 1, 0]
+
+
+def test_a_cell_is_found_as_sqlite_finds_it(sqlite_place: Any, make: Any) -> None:
+    """Bits of a cell's place that are beyond the page it does not read: the row is intact, and cannot be deleted."""
+    store = sqlite_place.open()
+    store._db.execute("PRAGMA secure_delete = ON")  # no remains of pages that were split
+    store.append(make.rows(0, 4, size=2000))
+    store.close()  # which puts all into the file
+    data = bytearray(sqlite_place.path.read_bytes())
+    leaves = [at for at in range(0, len(data), PAGE_BYTES) if data[at] == salvage.TABLE_LEAF]
+    for at in (leaf + 8 + 2 * cell for leaf in leaves for cell in range(data[leaf + 4])):
+        data[at] ^= 0x40
+    assert sorted(item.row.sequence for item in salvage.intact_rows(bytes(data))) == [0, 1, 2, 3, 4]
