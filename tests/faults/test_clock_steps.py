@@ -128,6 +128,10 @@ class Rig:
         wanted = len(self.cloud.blocks[BRAIN_STATE]) + count
         await self.until(lambda: len(self.cloud.blocks[BRAIN_STATE]) >= wanted)
 
+    async def all_here(self) -> None:
+        """Wait until nothing is missing before the newest block: what was held comes behind live data."""
+        await self.until(lambda: all(len(found) == max(found) + 1 for found in self.cloud.blocks.values()))
+
 
 def status_of(gateway: Rig) -> status.GatewayStatus:
     return msgspec.json.decode((gateway.folder / "state" / status.FILE_NAME).read_bytes(), type=status.GatewayStatus)
@@ -193,6 +197,7 @@ async def test_an_hour_back_is_a_bound_and_nothing_turns_back(
         await gateway.states(5)
         gateway.set_clock("-1h")
         await gateway.states(CONFIRM_NS // NS_PER_S + 8)
+        await gateway.all_here()
         cloud = gateway.cloud
     cloud.check()
     states = cloud.of(BRAIN_STATE)
@@ -208,6 +213,7 @@ async def test_a_day_forward_is_doubtful_first_and_then_a_new_segment(
         await gateway.states(5)
         gateway.set_clock("+1d")
         await gateway.states(CONFIRM_NS // NS_PER_S + 8)
+        await gateway.all_here()
         cloud = gateway.cloud
     cloud.check()
     states = cloud.of(BRAIN_STATE)
@@ -233,6 +239,7 @@ async def test_a_clock_that_is_a_day_slow_is_put_right_by_a_bridge_before_anythi
         await gateway.states(12)
         gateway.set_clock("-1h")
         await gateway.states(12)
+        await gateway.all_here()
         cloud = gateway.cloud
     cloud.check()
     for signal in (EEG, BRAIN_STATE):
@@ -251,6 +258,7 @@ async def test_without_a_bridge_that_tells_it_nothing_goes_out_before_the_deadli
         assert status_of(gateway).clock.holds
         assert not gateway.cloud.blocks
         await gateway.states(8)
+        await gateway.all_here()
         cloud = gateway.cloud
     cloud.check()
     assert {block.clock.state for block in cloud.of(EEG)} == {ClockState.UNSYNCED}

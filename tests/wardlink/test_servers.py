@@ -373,7 +373,11 @@ def test_a_gateway_reaches_its_own_topics_only(mosquitto_server: Mosquitto) -> N
         bridge.client.publish("wardlink/v1/acl-1/receipt", b"", qos=1)
         bridge.client.publish("wardlink/v1/acl-2/receipt", b"", qos=1)
         last = "wardlink/v1/acl-2/receipt"
-        wait_for(lambda: last in bridge.topics and last in second.topics and len(first.topics) > 0, "the last message")
+        try:
+            wait_for(lambda: last in bridge.topics and last in second.topics and bool(first.topics), "the last message")
+        except AssertionError as error:
+            error.add_note(f"bridge {bridge.topics}, first {first.topics}, second {second.topics}")
+            raise
         assert sorted(bridge.topics) == [
             "wardlink/v1/acl-1/data/x/eeg",
             "wardlink/v1/acl-1/receipt",
