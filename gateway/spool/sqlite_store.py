@@ -437,11 +437,18 @@ class SqliteStore:
             return self._db.execute(query, arguments).fetchall()
 
     def _rows(self, query: str, arguments: Sequence[object]) -> list[StoredRow | DamagedRow]:
+        told = set(self._indexed)
         found = [checked(columns, self._indexed_identity) for columns in self._read(query, arguments)]
         rows = [DamagedRow(self._marks.known(row.held)) if isinstance(row, DamagedRow) else row for row in found]
-        if not self._read_only and any(isinstance(row, DamagedRow) for row in rows) and not self._is_sound():
-            self._file.is_broken = self._file.is_in_doubt = True
-            raise UnavailableError(f"outbox {self.path} is damaged", hint="what is intact in it goes into a new file")
+        # Once for each damaged row: of a large file the look takes seconds.
+        is_new = any(isinstance(row, DamagedRow) and row.held.id not in told for row in rows)
+        if is_new and not self._read_only:
+            with self._file.mapped("look at"):
+                is_sound = self._is_sound()
+            if not is_sound:
+                self._file.is_broken = self._file.is_in_doubt = True
+                hint = "what is intact in it goes into a new file"
+                raise UnavailableError(f"outbox {self.path} is damaged", hint=hint)
         return rows
 
     def _is_sound(self) -> bool:

@@ -467,3 +467,33 @@ def test_a_cell_is_found_as_sqlite_finds_it(sqlite_place: Any, make: Any) -> Non
     for at in (leaf + 8 + 2 * cell for leaf in leaves for cell in range(data[leaf + 4])):
         data[at] ^= 0x40
     assert sorted(item.row.sequence for item in salvage.intact_rows(bytes(data))) == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_row_makes_the_file_be_looked_at_once(sqlite_place: Any, make: Any) -> None:
+    store = sqlite_place.open()
+    store.append(make.rows(0, 4))
+    statements: list[str] = []
+    store._db.set_trace_callback(statements.append)
+    for number in (2, 4):
+        sqlite_place.damage(number)
+        for _ in range(3):
+            assert DamagedRow in map(type, store.fetch(0, ALL, ALL))
+            assert len(store.oldest(["eeg"], ALL)) == 5
+    assert len([text for text in statements if "quick_check" in text]) == 2
+
+
+def test_a_disk_that_fails_while_the_file_is_looked_at_is_unavailable_and_comes_back(
+    sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sqlite_place.open()
+    store.append(make.rows(0, 4))
+    sqlite_place.damage(2)
+
+    def fail(_: SqliteStore) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(SqliteStore, "_is_sound", fail)
+        with pytest.raises(UnavailableError, match="cannot look at: disk I/O error"):
+            store.fetch(0, ALL, ALL)
+    assert [type(item) for item in store.fetch(0, ALL, ALL)].count(DamagedRow) == 1
