@@ -43,6 +43,7 @@ from gateway.spool.sqlite_recovery import (
     Evidence,
     check_owner,
     found,
+    found_format,
     is_damage,
     make_file,
     put_back,
@@ -226,6 +227,8 @@ class SqliteStore:
         evidence = Evidence.of(self.path)
         try:
             self._file.connect("rw")
+            if found_format(self._db) == "" and evidence.names_an_outbox():  # damage took the name of a table
+                return self._begin_anew(evidence.log)
             check_owner(self._db, self.path, read_only=False)
             self._file.prepare(_CHECKPOINT_PAGES)
             for query in (FETCH.replace("?", "0"), SUSPECTS, TALLIES):

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.errors import DamagedError, UnavailableError
 from gateway.samples import LossCause, LossRecord
-from gateway.spool import retention, salvage, sqlite_store
+from gateway.spool import retention, salvage, sqlite_recovery, sqlite_store
 from gateway.spool.outbox import Limits, Outbox
 from gateway.spool.sqlite_store import SqliteStore
 from gateway.spool.store import DamagedRow, StoredRow, Tally
@@ -223,6 +223,16 @@ def test_with_no_marks_a_damaged_file_still_gives_all_that_is_intact(cut: Cut, o
     assert sorted(found) == list(range(BLOCKS))
     assert store.tallies()["DEV", "eeg"] == Tally(BLOCKS, 10 * BLOCKS, 0)
     assert store.suspects() == []
+
+
+def test_a_file_in_which_the_name_of_a_table_is_damaged_is_set_aside(cut: Cut, open_stores: list[SqliteStore]) -> None:
+    path = cut("renamed")
+    content = path.read_bytes()
+    assert b"tableoutboxoutbox" in content
+    path.write_bytes(content.replace(b"tableoutboxoutbox", b"dableoutboxoutbox"))
+    store = opened(path, open_stores)
+    assert account(store) == (list(range(BLOCKS)), [], [])
+    assert len(sqlite_recovery.set_aside_files(path)) == 1
 
 
 def test_a_file_of_another_program_is_not_set_aside(tmp_path: Path) -> None:
