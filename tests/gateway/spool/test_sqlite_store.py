@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import DamagedError, UnavailableError
-from gateway.spool import salvage, sqlite_format
+from gateway.spool import salvage, sqlite_format, sqlite_store
 from gateway.spool.sqlite_format import PAGE_BYTES
 from gateway.spool.sqlite_recovery import make_file
 from gateway.spool.sqlite_store import SqliteStore
@@ -480,6 +480,20 @@ def test_a_damaged_row_makes_the_file_be_looked_at_once(sqlite_place: Any, make:
             assert DamagedRow in map(type, store.fetch(0, ALL, ALL))
             assert len(store.oldest(["eeg"], ALL)) == 5
     assert len([text for text in statements if "quick_check" in text]) == 2
+
+
+def test_a_large_file_is_not_looked_at_whole(
+    sqlite_place: Any, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_store, "LOOK_BYTES_MAX", 1)
+    store = sqlite_place.open()
+    store.append(make.rows(0, 4))
+    statements: list[str] = []
+    store._db.set_trace_callback(statements.append)
+    sqlite_place.damage(2)
+    assert [type(item) for item in store.fetch(0, ALL, ALL)].count(DamagedRow) == 1
+    assert not [text for text in statements if "quick_check" in text]
+    assert "too large" in caplog.text
 
 
 def test_a_disk_that_fails_while_the_file_is_looked_at_is_unavailable_and_comes_back(
