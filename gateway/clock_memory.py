@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.anchor import Anchor, Source
 from gateway.errors import UnavailableError
+from gateway.spool.disk import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -96,15 +97,7 @@ def write(folder: Path, memory: ClockMemory) -> None:
             opened.write(msgspec.json.encode(memory))
             opened.flush()
             os.fsync(descriptor)
-        os.replace(new, file)  # noqa: PTH105 - the name says that an old one is replaced
-        _sync(folder)
+        new.replace(file)
+        sync_folder(folder)
     except OSError as error:
         raise UnavailableError(f"{file} cannot be written: {error.strerror}", hint=HINT) from None
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
