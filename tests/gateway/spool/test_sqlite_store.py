@@ -365,19 +365,23 @@ def flip_sequence(path: Path, row: Row, bit: int) -> None:
     flip(path, start + len(row.device + row.signal + row.epoch), bit)
 
 
-@pytest.mark.parametrize("going", [[3], [3, 4], [4, 3]])
-@pytest.mark.parametrize("bit", [0, 3])
-def test_a_row_that_says_that_it_is_another_goes_without_that_one(
-    sqlite_place: Any, make: Any, bit: int, going: list[int]
-) -> None:
-    """Row 2 says that it is 3, which has an index entry, or 10, which has none."""
-    store = sqlite_place.open()
+def opened_with_another_identity(sqlite_place: Any, make: Any, bit: int) -> SqliteStore:
+    """Five rows, of which row 2 says that it is 3, which has an index entry, or 10, which has none."""
+    store: SqliteStore = sqlite_place.open()
     store._db.execute("PRAGMA secure_delete = ON")  # no remains of pages that were split
     rows = make.rows(0, 4, "DEVICE")
     store.append(rows)
     store.close()
     flip_sequence(sqlite_place.path, rows[2], bit)
-    store = sqlite_place.open()
+    return sqlite_place.open()
+
+
+@pytest.mark.parametrize("going", [[3], [3, 4], [4, 3]])
+@pytest.mark.parametrize("bit", [0, 3])
+def test_a_row_that_says_that_it_is_another_goes_without_that_one(
+    sqlite_place: Any, make: Any, bit: int, going: list[int]
+) -> None:
+    store = opened_with_another_identity(sqlite_place, make, bit)
     assert [held.sequence for held in store.oldest(["eeg"], ALL)] == [0, 1, 2, 3, 4]
     store.replace(going, [make.loss_row(0, "DEVICE", lost=10 * len(going))])
     left = [number for number in (1, 2, 3, 4, 5) if number not in going]
@@ -396,13 +400,7 @@ def test_a_row_that_says_that_it_is_another_goes_without_that_one(
 def test_a_receipt_for_a_row_that_says_that_it_is_another_forgets_that_row(
     sqlite_place: Any, make: Any, bit: int
 ) -> None:
-    store = sqlite_place.open()
-    store._db.execute("PRAGMA secure_delete = ON")  # no remains of pages that were split
-    rows = make.rows(0, 4, "DEVICE")
-    store.append(rows)
-    store.close()
-    flip_sequence(sqlite_place.path, rows[2], bit)
-    store = sqlite_place.open()
+    store = opened_with_another_identity(sqlite_place, make, bit)
     assert make.forget(store, "DEVICE", "eeg", make.epoch, [(2, 2)]) == [3]
     assert [item.held.sequence for item in store.fetch(0, ALL, ALL)] == [0, 1, 3, 4]
     assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
